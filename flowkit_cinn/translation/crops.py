@@ -122,11 +122,14 @@ class ColorCrops(Dataset[Crop]):
         try:
             image = named.read(self._shorter_side).image
         except PhotographError as error:
-            return self._skip(named.name, str(error))
-        checked = self.report is None or self.report.checked
-        return self._skip(named.name, "it has no colours") if not checked and is_colourless(image) else image
+            self._note_skipped(named.name, str(error))
+            return None
+        if self.report is not None and not self.report.checked and is_colourless(image):
+            self._note_skipped(named.name, "it has no colours")
+            return None
+        return image
 
-    def _skip(self, name: str, reason: str) -> None:
+    def _note_skipped(self, name: str, reason: str) -> None:
         if self.report is not None and all(skip.name != name for skip in self.report.skipped):
             self.report.skipped.append(Skipped(name, reason))
 

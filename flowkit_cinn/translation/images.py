@@ -117,7 +117,7 @@ def _decode(file: BinaryIO, name: str, at_least: int | None, max_pixels: int) ->
         if at_least is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
             # The decoder itself shrinks by 2, 4 or 8, and keeps both sides no smaller than asked.
             scale = at_least / min(image.size)
-            image.draft(None, (round(image.size[0] * scale), round(image.size[1] * scale)))  # type: ignore[arg-type]
+            image.draft(None, (round(image.size[0] * scale), round(image.size[1] * scale)))
         try:
             image.load()
             upright = _to_srgb(image, notes)
@@ -195,23 +195,21 @@ def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"the first of {image.n_frames} frames")  # type: ignore[attr-defined]
     if image.mode == "RGB" and not alpha and transform is None:
-        return image if type(image) is Image.Image else image.copy() if image.readonly else _plain(image)
+        return _plain(image)
     top_value = _wide_range(image) if wide else 0.0
     width, height = image.size
     converted = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(height, top + rows)))
-        strip.info = image.info
         converted.paste(_strip_to_srgb(strip, alpha, top_value, transform), (0, top))
     return converted
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    # The pixels without the file they came from, which is about to be closed; nothing is copied.
-    plain = Image.new("RGB", (0, 0))
-    plain.im = image.im
-    plain._size = image.size
+    # The pixels without their profile, and without the file, which is about to be closed; they are not copied.
+    plain = image.copy() if image.readonly else image._new(image.im)
+    plain.info = {}
     return plain
 
 
@@ -221,7 +219,8 @@ def _strip_to_srgb(strip: Image.Image, alpha: bool, top_value: float, transform:
         strip = Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
     opacity = strip.convert("RGBA").getchannel("A") if alpha else None
     if transform is not None:
-        colour = ImageCms.applyTransform(strip.convert(transform.input_mode), transform)
+        colour = strip.convert(transform.input_mode)
+        colour = ImageCms.applyTransform(colour, transform) or colour  # None only when it works in place
     else:
         colour = strip.convert("RGBA").convert("RGB") if alpha else strip.convert("RGB")
     if opacity is None:

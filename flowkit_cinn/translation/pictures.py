@@ -74,11 +74,10 @@ def grid(
     draw = ImageDraw.Draw(picture)
     if title:
         draw.text((margin, margin), title, fill=INK, font=heading)
-    for number, head in enumerate(heads):
-        centre = left + number * (cell + gap) + cell / 2
-        for row, part in enumerate(head):
-            place = top - gap - (len(head) - row) * line
-            draw.text((centre, place), part, fill=INK, font=text, anchor="ma")
+    for column, head in enumerate(heads):
+        centre = left + column * (cell + gap) + cell / 2
+        for place, part in enumerate(head):
+            draw.text((centre, top - gap - (len(head) - place) * line), part, fill=INK, font=text, anchor="ma")
     for number, row in enumerate(rows):
         y = top + number * (cell + gap)
         label = labels[number] if labels else []

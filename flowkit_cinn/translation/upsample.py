@@ -53,7 +53,8 @@ def joint_bilateral_upsample(
         lightness: `(B, 1, H, W)`, L in 0..1 (Lab's L over 100), float32 or float64. Any ratio of the sizes.
         sigma_space: in pixels of the large image; None for `default_sigma`.
         sigma_lightness: in units of L.
-        truncation: f is cut where it is this many sigmas away, along each axis.
+        truncation: f is cut where it is this many sigmas away, along each axis. At 3 a photograph's ab changes by less
+            than 0.02 on average, by 2 or 3 at isolated pixels whose L is unlike that of any near cell.
 
     Returns:
         `(B, C, H, W)` in the dtype of lightness.
@@ -218,7 +219,7 @@ def _lightness(image: Image.Image) -> Tensor:
 def _reduced(lightness: Tensor, size: torch.Size) -> Tensor:
     if lightness.shape[-2] < size[0] or lightness.shape[-1] < size[1]:
         return F.interpolate(lightness, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return F.adaptive_avg_pool2d(lightness, tuple(size))
+    return F.adaptive_avg_pool2d(lightness, (size[0], size[1]))
 
 
 def _sigmas(
