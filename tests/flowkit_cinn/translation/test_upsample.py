@@ -118,7 +118,7 @@ def test_recolor_keeps_the_lightness_and_brings_the_colours():
     ab = torch.tensor([12.0, -9.0]).reshape(2, 1, 1).expand(2, 9, 12)
     before, after = (rgb_to_lab(to_tensor(i).float() / 255) for i in (grey, recolor(grey, ab)))
     assert (before[0] - after[0]).abs().max() < 0.6  # 8 bits
-    torch.testing.assert_close(after[1:].mean((1, 2)), torch.tensor([12.0, -9.0]), atol=0.3, rtol=0)
+    torch.testing.assert_close(after[1:].mean((1, 2)), torch.tensor([12.0, -9.0], dtype=after.dtype), atol=0.3, rtol=0)
 
 
 def test_refusals():

@@ -1,0 +1,110 @@
+"""flowkit: normalizing flows as graphs of reversible ops, with exact densities and first-class conditions.
+
+The public names are loaded at first use, so that `flowkit --help` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flowkit._version import __version__
+
+_MODULES = {
+    "flowkit.bijection": ("Bijection", "Prepared", "add_rows"),
+    "flowkit.bijections": (
+        "ActNorm",
+        "AffineCoupling",
+        "Concat",
+        "Coupling",
+        "ElementwiseAffine",
+        "FixedRotation",
+        "Flatten",
+        "Identity",
+        "Inverse",
+        "LULinear",
+        "Permute",
+        "Reshape",
+        "Split",
+        "Squeeze",
+    ),
+    "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
+    "flowkit.errors": (
+        "ConditionError",
+        "ConfigError",
+        "ConformanceError",
+        "FlowkitError",
+        "GraphError",
+        "InputError",
+        "MissingDependencyError",
+        "NonFiniteError",
+        "PluginWarning",
+        "RegistryError",
+        "ShapeError",
+        "StorageError",
+    ),
+    "flowkit.features": ("OneHot", "Resize", "ToMap", "ToVector"),
+    "flowkit.flow": ("Flow",),
+    "flowkit.graph": ("Graph", "InvertibleNetwork", "Wire"),
+    "flowkit.registry": ("Example", "examples_of", "lookup", "plugins", "register", "registered"),
+    "flowkit.storage": ("load", "save"),
+    "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
+    "flowkit.univariate": ("Affine", "Univariate"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'flowkit' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+if TYPE_CHECKING:
+    from flowkit.bijection import Bijection, Prepared, add_rows
+    from flowkit.bijections import (
+        ActNorm,
+        AffineCoupling,
+        Concat,
+        Coupling,
+        ElementwiseAffine,
+        FixedRotation,
+        Flatten,
+        Identity,
+        Inverse,
+        LULinear,
+        Permute,
+        Reshape,
+        Split,
+        Squeeze,
+    )
+    from flowkit.distributions import Base, DiagonalNormal, StandardNormal
+    from flowkit.errors import (
+        ConditionError,
+        ConfigError,
+        ConformanceError,
+        FlowkitError,
+        GraphError,
+        InputError,
+        MissingDependencyError,
+        NonFiniteError,
+        PluginWarning,
+        RegistryError,
+        ShapeError,
+        StorageError,
+    )
+    from flowkit.features import OneHot, Resize, ToMap, ToVector
+    from flowkit.flow import Flow
+    from flowkit.graph import Graph, InvertibleNetwork, Wire
+    from flowkit.registry import Example, examples_of, lookup, plugins, register, registered
+    from flowkit.storage import load, save
+    from flowkit.subnets import MLP, ConvNet, ResidualNet
+    from flowkit.univariate import Affine, Univariate

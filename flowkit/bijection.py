@@ -1,0 +1,119 @@
+"""The contract of a bijection, on one page: everything else in flowkit is built on this class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.shapes import Shape, as_shape, as_shapes
+
+Output = Tensor | tuple[Tensor, ...]
+
+
+class Bijection(nn.Module):
+    """An invertible map with a tractable log-determinant: the reversible op.
+
+    Implementing one
+    ----------------
+    1. `__init__(self, *in_shapes, given=(), **config)`: event shapes of the inputs, shapes of the conditions, plain
+       configuration. Call `super().__init__(*in_shapes, given=given)`, refuse what does not fit with a
+       `fk.ShapeError`, and set `self.out_shapes` when it differs from the inputs'. Leave `given` out of the
+       signature when the op takes no conditions. Height and width are read here and nowhere else.
+    2. `forward(self, *inputs, *conditions) -> (output or tuple of outputs, log_det)`, data to latent.
+    3. `inverse(self, *outputs, *conditions) -> (input or tuple of inputs, log_det)`, latent to data.
+       Both work on exactly one batch dimension; `log_det` is the log of the absolute Jacobian determinant of the map
+       just applied, `(B,)`, float32 or wider.
+    4. All state is a parameter or a buffer. Arguments are never mutated, nothing is kept between calls, random
+       numbers come from torch's generator alone.
+    5. Promises are the class attributes below; the conformance kit checks each one.
+    6. `@fk.register("prefix.name", examples=...)` makes it writable to files and tests it:
+       `flowkit.testing.check_bijection`, or `flowkit check prefix.name`.
+
+    Attributes: `in_shapes`, `out_shapes`, `condition_shapes`, tuples of event shapes without the batch.
+    """
+
+    constant_log_det: ClassVar[bool] = False  # the log-det depends on neither the data nor the conditions
+    volume_preserving: ClassVar[bool] = False  # the log-det is zero
+    views: ClassVar[bool] = False  # pure re-indexing: its transpose is its inverse
+    needs_initialization: ClassVar[bool] = False  # has `initialize` and a boolean buffer `initialized`
+    stochastic: ClassVar[bool] = False  # forward draws from torch's generator; its log-det may be an estimate or bound
+    iterative: ClassVar[bool] = False  # the inverse is found by iteration, to `tolerance`
+    tolerance: float = 0.0
+    adaptive: ClassVar[bool] = False  # the number of steps depends on the data: not for full-graph compile or export
+    dimension_changing: ClassVar[bool] = False  # not a bijection in the strict sense: the likelihood is a bound
+    integer_conditions: ClassVar[bool] = False  # takes integer labels as they are
+
+    in_shapes: tuple[Shape, ...]
+    out_shapes: tuple[Shape, ...]
+    condition_shapes: tuple[Shape, ...]
+
+    def __init__(self, *in_shapes: int | Sequence[int], given: int | Sequence = ()):
+        super().__init__()
+        self.in_shapes = self.out_shapes = tuple(as_shape(shape) for shape in in_shapes)
+        self.condition_shapes = as_shapes(given)
+
+    def forward(self, *inputs_and_conditions: Tensor) -> tuple[Output, Tensor]:
+        """Data to latent: `(output, log_det)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def inverse(self, *outputs_and_conditions: Tensor) -> tuple[Output, Tensor]:
+        """Latent to data: `(input, log_det)`, the log-det of the inverse map."""
+        raise NotImplementedError(f"{type(self).__name__} has no inverse")
+
+    def inverse_only(self, *outputs_and_conditions: Tensor) -> Output:
+        """The inverse without its log-det, for sampling; override where the log-det is costly."""
+        return self.inverse(*outputs_and_conditions)[0]
+
+    def prepare(self, *conditions: Tensor) -> tuple | None:
+        """The part of the work that depends on the conditions alone, done once for many samples; None for no such part.
+
+        `forward` and `inverse` then get one `fk.Prepared` in place of the conditions, while the data has S x R rows,
+        samples outermost, for R rows of conditions: add with `fk.add_rows`.
+        """
+        return None
+
+    def initialize(self, *inputs_and_conditions: Tensor) -> None:
+        """Set parameters from the first data; called by `flow.initialize` where `needs_initialization`."""
+
+    def log_scales(self, *inputs_and_conditions: Tensor) -> Tensor | None:
+        """The log-scales applied to this data, for `flow.trace`; None where the op has none."""
+        return None
+
+
+class Prepared(tuple):
+    """What `prepare` returned, passed to `forward` and `inverse` in place of the conditions."""
+
+    __slots__ = ()
+
+
+def add_rows(h: Tensor, prepared: Tensor) -> Tensor:
+    """`h + prepared` where h has S x R rows, samples outermost, and `prepared` R: by view, nothing is expanded.
+
+    >>> add_rows(torch.zeros(4, 1), torch.tensor([[1.0], [2.0]])).flatten().tolist()
+    [1.0, 2.0, 1.0, 2.0]
+    """
+    rows = prepared.shape[0]
+    if h.shape[0] == rows:
+        return h + prepared
+    samples = h.shape[0] // rows if rows else 0
+    return (h.unflatten(0, (samples, rows)) + prepared).flatten(0, 1)
+
+
+def as_tuple(output: Output) -> tuple[Tensor, ...]:
+    """One tensor or several, as a tuple."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def event_sum(values: Tensor) -> Tensor:
+    """Sum over every dimension but the batch, `(B, ...)` to `(B,)`, in float32 or wider."""
+    dims = tuple(range(1, values.dim()))
+    wide = values.dtype if values.dtype == torch.float64 else torch.float32
+    return values.sum(dims, dtype=wide) if dims else values.to(wide)
+
+
+def zero_log_det(x: Tensor) -> Tensor:
+    """The log-det of a volume-preserving map on the batch x: zeros `(B,)`, float32 or wider."""
+    return x.new_zeros(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

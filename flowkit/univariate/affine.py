@@ -1,0 +1,77 @@
+"""The affine univariate map, with the field's three ways to clamp its log-scale."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import ConfigError
+from flowkit.shapes import Shape
+from flowkit.univariate.univariate import Univariate
+
+CLAMPS = ("tanh", "atan", "softsign", None)
+# FrEIA's rounding of 2 / pi, kept so that weights trained there give the same numbers here.
+ATAN_FACTOR = 0.636
+
+
+class Affine(Univariate):
+    """y = x exp(s) + t, with a clamped log-scale s = clamp(r); r and t are predicted.
+
+    forward: y = x exp(s) + t, log-derivative s. inverse: x = (y - t) exp(-s), log-derivative -s.
+
+    | clamp | s | bound |
+    | --- | --- | --- |
+    | `"tanh"` | gamma tanh(r), gamma learned per channel, `limit` at the start (the paper, section 4) | abs(gamma) |
+    | `"atan"` | limit 0.636 atan(r / limit) (FrEIA) | 0.999 limit |
+    | `"softsign"` | r / (1 + abs(r) / limit), the cheapest | limit |
+    | `None` | r; exp overflows float32 beyond 88 | none |
+
+    Args:
+        shape: event shape `(C, ...)` of x.
+        clamp: see above.
+        limit: the bound on the log-scale, above 0.
+
+    Raises:
+        ConfigError: an unknown clamp, or a limit that is not positive.
+    """
+
+    parameters_per_element: ClassVar[int] = 2
+
+    def __init__(self, shape: Shape, clamp: str | None = "tanh", limit: float = 2.0):
+        super().__init__(shape)
+        if clamp not in CLAMPS:
+            raise ConfigError(f"clamp must be 'tanh', 'atan', 'softsign' or None, got {clamp!r}")
+        if not 0 < limit < float("inf"):
+            raise ConfigError(f"limit, the bound on the log-scale, must be positive and finite, got {limit!r}")
+        self.clamp, self.limit = clamp, float(limit)
+        if clamp == "tanh":
+            self.gamma = nn.Parameter(torch.full((shape[0], *[1] * (len(shape) - 1)), self.limit))
+
+    def log_scale(self, raw: Tensor) -> Tensor:
+        """s = clamp(r), in float32 or wider whatever autocast made of r."""
+        r = raw if raw.dtype == torch.float64 else raw.float()
+        if self.clamp == "tanh":
+            return self.gamma * torch.tanh(r)
+        if self.clamp == "atan":
+            return (self.limit * ATAN_FACTOR) * torch.atan(r / self.limit)
+        if self.clamp == "softsign":
+            return r / (1 + r.abs() / self.limit)
+        return r
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """`(x exp(s) + t, s)`."""
+        raw, shift = parameters
+        s = self.log_scale(raw)
+        return torch.addcmul(shift.to(s.dtype), x.to(s.dtype), s.exp()), s
+
+    def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """`((y - t) exp(-s), -s)`."""
+        raw, shift = parameters
+        minus_s = -self.log_scale(raw)
+        return (y.to(minus_s.dtype) - shift) * minus_s.exp(), minus_s
+
+    def extra_repr(self) -> str:
+        """The clamp and its bound."""
+        return f"clamp={self.clamp!r}, limit={self.limit:g}"
