@@ -73,13 +73,14 @@ class Arguments:
         return Arguments(*copy.deepcopy(self.args, memo), **copy.deepcopy(self.kwargs, memo))
 
     def __getstate__(self) -> tuple:
-        return [_picklable(a) for a in self.args], {k: _picklable(v) for k, v in self.kwargs.items()}
+        return [picklable(a) for a in self.args], {k: picklable(v) for k, v in self.kwargs.items()}
 
     def __setstate__(self, state: tuple) -> None:
         self.args, self.kwargs = tuple(state[0]), state[1]
 
 
-def _picklable(value: Any) -> Any:
+def picklable(value: Any) -> Any:
+    """The value, or its repr where pickle refuses it."""
     try:
         pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError):

@@ -29,7 +29,7 @@ class Affine(Univariate):
     | `None` | r; exp overflows float32 beyond 88 | none |
 
     Args:
-        shape: event shape `(C, ...)` of x.
+        shape: event shape `(C, ...)` of x, or `()`.
         clamp: see above.
         limit: the bound on the log-scale, above 0.
 
@@ -47,7 +47,7 @@ class Affine(Univariate):
             raise ConfigError(f"limit, the bound on the log-scale, must be positive and finite, got {limit!r}")
         self.clamp, self.limit = clamp, float(limit)
         if clamp == "tanh":
-            self.gamma = nn.Parameter(torch.full((shape[0], *[1] * (len(shape) - 1)), self.limit))
+            self.gamma = nn.Parameter(torch.full(shape[:1] + (1,) * len(shape[1:]), self.limit))
 
     def log_scale(self, raw: Tensor) -> Tensor:
         """s = clamp(r), in float32 or wider whatever autocast made of r."""

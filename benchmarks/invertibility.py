@@ -1,0 +1,179 @@
+"""How far each op and network can be inverted: round trips by dtype, depth and scale of the input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import torch
+
+import flowkit as fk
+from flowkit.diagnostics import round_trip
+
+from ._common import Column, Report, Section, bench_options
+from ._common.cases import Case, cases
+from ._common.chains import chain, double_weights, redraw
+from ._common.networks import Network, coupling_chain
+from ._common.peers import Counterpart, counterparts, installed, peer_chain
+
+TARGET_DEPTH, TARGET = 256, 1e-5
+
+NORMAL = "standard normal input: the largest absolute error |inverse(forward(x)) - x|"
+BY_DTYPE = (
+    Column("float64", f"{NORMAL}, in float64", ".1e"),
+    Column("float32", f"{NORMAL}, in float32", ".1e"),
+    Column("bf16", f"{NORMAL}, float32 values under bfloat16 autocast", ".1e"),
+)
+BY_SCALE = (
+    Column("x 0.1", "float32, input of standard deviation 0.1: the largest |error| / (1 + |x|)", ".1e"),
+    Column("x 10", "the same, input of standard deviation 10", ".1e"),
+    Column("x 1000", "the same, input of standard deviation 1000", ".1e"),
+)
+LOG_DETS = Column("log-dets", "float32: the largest |forward's log-det + inverse's|", ".1e")
+SCALES = {"x 0.1": 0.1, "x 10": 10.0, "x 1000": 1000.0}
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="NAME", help="Only this registered bijection, and no networks. May be repeated.")
+@click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of data.")
+@click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Training steps of the trained networks.")
+@bench_options
+def command(options: Any, only: tuple[str, ...], rows: int, steps: int) -> None:
+    """Measure how far ops and networks can be inverted."""
+    rows, steps = (min(rows, 16), min(steps, 3)) if options.quick else (rows, steps)
+    report = Report("invertibility", options, rows=rows, steps=steps, only=list(only))
+    found = list(cases(only, options.seed, most=2 if options.quick else 100))
+    columns = (Column("bijection", ""), Column("configuration", ""), *BY_DTYPE, *BY_SCALE, LOG_DETS)
+    note = "Weights random, far from the identity. Ops with a domain of their own are not scaled."
+    report.measure(Section("Registered bijections", columns, note=note), (_op_row(c, rows) for c in found), len(found))
+    if not only:
+        _measure_networks(report, rows, steps, options.quick)
+        depths = (4, 16) if options.quick else (4, 16, 64, TARGET_DEPTH)
+        report.measure(_depth_section(), (_depth_row(d, rows) for d in depths), len(depths))
+        columns = (Column("op", ""), Column("implementation", ""), *BY_DTYPE, BY_SCALE[1], LOG_DETS, Column("remark", ""))
+        pairs = list(counterparts())
+        report.measure(Section("Beside other toolkits, op by op", columns), (_peer_row(c, rows) for c in pairs), len(pairs))
+    report.finish(_plot)
+
+
+def _by_dtype(bijection: Any, x: Any, given: Any) -> dict[str, Any]:
+    """The three dtypes, and the log-dets; the bijection is in float32."""
+    wide = copy.deepcopy(bijection).double()
+    plain = round_trip(bijection, x, given)
+    return {
+        "float64": round_trip(wide, _double(x), _double(given)).error,
+        "float32": plain.error,
+        "bf16": round_trip(bijection, x, given, autocast=torch.bfloat16).error,
+        "log-dets": plain.log_det_error,
+    }
+
+
+def _double(values: Any) -> Any:
+    if isinstance(values, tuple):
+        return tuple(map(_double, values))
+    return values.double() if isinstance(values, torch.Tensor) and values.is_floating_point() else values
+
+
+def _op_row(case: Case, rows: int) -> dict[str, Any]:
+    bijection = case.to(torch.float32)
+    row = {"bijection": case.name, "configuration": case.detail}
+    row |= _by_dtype(bijection, *case.data(rows, torch.float32))
+    if not case.has_domain:
+        row |= {n: round_trip(bijection, *case.data(rows, torch.float32, s)).relative for n, s in SCALES.items()}
+    return row
+
+
+def _measure_networks(report: Report, rows: int, steps: int, quick: bool) -> None:
+    from ._common.colorization import small_colorization
+
+    columns = (Column("network", ""), Column("weights", ""), *BY_DTYPE, *BY_SCALE, LOG_DETS)
+    note = "redrawn: all weights, log-scales of standard deviation 0.1 in the chain."
+    networks = [*coupling_chain(8 if quick else 64, steps), *small_colorization(steps, quick)]
+    report.measure(Section("Networks", columns, note=note), (_network_row(n, 4 if quick else 16) for n in networks), len(networks))
+
+
+def _network_row(network: Network, rows: int) -> dict[str, Any]:
+    x, given = network.batch(rows)
+    row = {"network": network.name, "weights": network.state, **_by_dtype(network.flow, x, given)}
+    return row | {name: round_trip(network.flow, scale * x, given).relative for name, scale in SCALES.items()}
+
+
+def _depth_section() -> Section:
+    columns = (
+        Column("couplings", "affine couplings one after the other, 64 values, hidden layers 128 and 128", "d"),
+        *BY_DTYPE,
+        *(Column(peer, f"{peer}'s couplings, same depth, widths and log-scales: float32", ".1e") for peer in installed()),
+        Column("weights doubled", "every parameter times two, float32: the error where all is finite, else the first bad node"),
+    )
+    note = f"All weights redrawn: log-scales of standard deviation 0.1. Target: float32 at most {TARGET:.0e} at depth {TARGET_DEPTH}."
+    return Section("Depth", columns, note=note)
+
+
+def _depth_row(depth: int, rows: int) -> dict[str, Any]:
+    flow = redraw(chain(depth).float()).eval()
+    x = torch.randn(rows, 64, dtype=torch.float32)
+    row: dict[str, Any] = {"couplings": depth, **_by_dtype(flow, x, None)}
+    for peer in installed():
+        row[peer] = round_trip(peer_chain(peer, depth).float(), x).error
+    double_weights(flow)
+    return row | {"weights doubled": _first_bad(flow, x)}
+
+
+def _first_bad(flow: fk.Flow, x: torch.Tensor) -> str:
+    result = round_trip(flow, x)
+    if result.finite:
+        return f"finite, {result.error:.1e} (values up to {result.largest:.0e})"
+    bad = flow.trace(x).first_bad(tolerance=float("inf"))
+    return f"first bad node: {bad.name}" if bad else "every node alone is finite, there and back"
+
+
+def _peer_row(counterpart: Counterpart, rows: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"op": counterpart.op, "implementation": counterpart.implementation}
+    x = torch.randn(rows, *counterpart.shape, dtype=torch.float32)
+    try:
+        bijection = random_weights(counterpart).float()
+        row |= _by_dtype(bijection, x.clone(), None)
+        row["x 10"] = round_trip(bijection, 10 * x).relative
+    except Exception as error:  # a peer that fails is a finding
+        row["remark"] = f"raises {type(error).__name__}: {' '.join(str(error).split())[:60]}"
+    return row
+
+
+def random_weights(counterpart: Counterpart) -> fk.Bijection:
+    """A counterpart in eval mode, its weights moved away from the start."""
+    from flowkit.testing.subject import redraw_weights
+
+    bijection = counterpart.build().eval()
+    redraw_weights(bijection, 0)
+    for name, buffer in bijection.named_buffers():
+        if name.endswith("initialized"):  # data-dependent initialisation would undo the random weights
+            buffer.fill_(True)
+    return bijection
+
+
+def _plot(figure: Any, report: Report) -> None:
+    sections = {section.title: section for section in report.sections}
+    axes = figure.subplots(1, 2) if "Depth" in sections else [figure.subplots()]
+    ops: dict[str, float] = {}
+    for row in sections["Registered bijections"].rows:
+        ops[row["bijection"]] = max(ops.get(row["bijection"], 0.0), row["float32"])
+    axes[0].barh(list(ops), [max(v, 1e-9) for v in ops.values()], color="#1f5fa8")
+    axes[0].set_xscale("log")
+    axes[0].set_title("float32 round trip, worst configuration", loc="left", fontsize=11)
+    axes[0].invert_yaxis()
+    if "Depth" in sections:
+        _plot_depth(axes[1], sections["Depth"].rows)
+
+
+def _plot_depth(ax: Any, rows: Sequence[dict[str, Any]]) -> None:
+    for name in ("float32", "bf16", "float64", *installed()):
+        ax.plot([r["couplings"] for r in rows], [r[name] for r in rows], marker="o", label=name if name not in installed() else f"{name}, float32")
+    ax.axhline(TARGET, color="gray", linestyle="--", linewidth=1)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlabel("couplings")
+    ax.set_title("round trip by depth", loc="left", fontsize=11)
+    ax.legend(frameon=False)
+

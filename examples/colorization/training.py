@@ -1,0 +1,129 @@
+"""The training itself: photographs, crops, maximum likelihood; and the figure that judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowkit import Flow
+from flowkit.errors import ConfigError
+from flowkit.training import FitResult, FlowModule, Schedule, batches, fit, keyed_noise
+from flowkit_cinn.translation.crops import ColorCrops, Crop, held_out_batch
+from flowkit_cinn.translation.metrics import Estimate, bits_per_dimension, bootstrap
+from flowkit_cinn.translation.sources import Source
+
+from .choices import Settings
+from .recipes import RECIPES
+
+HELD_OUT_IMAGES = 128  # at most so many are judged
+ROWS = 16  # of them at a time
+WORKERS_BESIDE_A_GPU = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a colorization flow works on: (H, W) of L, (h, w) of ab."""
+
+    photo: tuple[int, int]
+    ab: tuple[int, int]
+
+
+def sizes_of(flow: Flow, name: str = "the flow") -> Sizes:
+    """The sizes that a colorization flow has; a flow without a condition sees ab alone.
+
+    Raises:
+        ConfigError: it is no colorization flow.
+    """
+    inputs, conditions = flow.input_shapes, flow.condition_shapes
+    ab, photo = inputs.get("ab", ()), conditions.get("photo", (1, *inputs.get("ab", ())[1:]))
+    fits = len(ab) == 3 and len(photo) == 3 and ab[0] == 2 and photo[0] == 1 and ab[1] * photo[2] == ab[2] * photo[1]
+    if set(inputs) != {"ab"} or not set(conditions) <= {"photo"} or not fits:
+        raise ConfigError(
+            f"{name} is no colorization flow: it needs the input 'ab' (2, h, w) and the condition 'photo' (1, H, W) of one "
+            f"aspect, and has the inputs {dict(inputs)} and the conditions {dict(conditions)}"
+        )
+    return Sizes((photo[1], photo[2]), (ab[1], ab[2]))
+
+
+def train(
+    flow: Flow,
+    source: Source,
+    settings: Settings,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> FitResult:
+    """Maximum likelihood of ab given L, on random crops, with noise on ab; feature net included.
+
+    A flow without the condition `photo` is trained on ab alone.
+    """
+    recipe, sizes = RECIPES[settings.preset], sizes_of(flow)
+    module = FlowModule(
+        flow,
+        lr=settings.lr,
+        weight_decay=recipe.weight_decay,
+        schedule=Schedule(recipe.schedule, warmup=20, milestones=recipe.milestones),
+        noise=settings.noise,
+        clip=recipe.clip,
+        seed=settings.seed,
+    )
+    crops = ColorCrops(
+        source.train,
+        photo_size=sizes.photo,
+        ab_size=sizes.ab,
+        seed=settings.seed,
+        length=settings.steps * settings.batch_size,
+        report=source.report,
+    )
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    loader = batches(
+        crops,
+        module,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        shuffle=False,  # the crops' own order is shuffled already
+        seed=settings.seed,
+        workers=WORKERS_BESIDE_A_GPU if on_gpu else 0,
+    )
+    return fit(
+        module, loader, steps=settings.steps, checkpoint=checkpoint, resume=resume, device=device, callbacks=callbacks
+    )
+
+
+def held_out(flow: Flow, source: Source) -> tuple[Crop, list[str]]:
+    """The held-out crops that a flow is judged on, and their names."""
+    sizes = sizes_of(flow)
+    return held_out_batch(source.held_out, photo_size=sizes.photo, ab_size=sizes.ab, count=HELD_OUT_IMAGES)
+
+
+@torch.no_grad()
+def held_out_bits(flow: Flow, crops: Crop, noise: float, seed: int = 0) -> Estimate:
+    """-log2 q(ab | L) / D of held-out crops, of normalised ab with the noise that it was trained with."""
+    ab = crops["ab"] + noise * keyed_noise(crops["ab"], seed, "held out", range(len(crops["ab"])))
+    log_prob = [
+        flow.log_prob(ab[rows], given=crops["photo"][rows] if flow.condition_shapes else None)
+        for rows in row_slices(len(ab))
+    ]
+    return bootstrap(bits_per_dimension(torch.cat(log_prob), flow.dim))
+
+
+def train_and_judge(
+    flow: Flow, source: Source, settings: Settings, *, device: str = "auto", callbacks: Sequence[Any] = ()
+) -> Estimate:
+    """Train any colorization flow, conditional or not, for `settings.steps`, and return its held-out bits per dimension.
+
+    So the conditional flow can be compared with the same flow trained without its condition.
+    """
+    train(flow, source, settings, device=device, callbacks=callbacks)
+    return held_out_bits(flow, held_out(flow, source)[0], settings.noise, settings.seed)
+
+
+def row_slices(count: int, rows: int = ROWS) -> list[slice]:
+    """The rows 0 .. count - 1 in pieces."""
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]

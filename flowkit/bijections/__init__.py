@@ -1,0 +1,28 @@
+"""The bijections, one family a file; each is registered under its name, `flowkit.<name>`."""
+
+from flowkit.bijections.coupling import AffineCoupling, Coupling
+from flowkit.bijections.elementwise import ElementwiseAffine
+from flowkit.bijections.identity import Identity
+from flowkit.bijections.inverse import Inverse
+from flowkit.bijections.linear import FixedRotation, LULinear
+from flowkit.bijections.normalization import ActNorm
+from flowkit.bijections.permutation import Permute
+from flowkit.bijections.reshape import Flatten, Reshape, Squeeze
+from flowkit.bijections.split import Concat, Split
+
+__all__ = [
+    "ActNorm",
+    "AffineCoupling",
+    "Concat",
+    "Coupling",
+    "ElementwiseAffine",
+    "FixedRotation",
+    "Flatten",
+    "Identity",
+    "Inverse",
+    "LULinear",
+    "Permute",
+    "Reshape",
+    "Split",
+    "Squeeze",
+]

@@ -1,0 +1,209 @@
+"""Linear maps of the channels, the same at every position: a fixed rotation, and a learned matrix as P L U."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.bijection import Bijection, zero_log_det
+from flowkit.bijections.randomness import random_rotation
+from flowkit.errors import ConfigError, ShapeError
+from flowkit.registry import Example, register
+from flowkit.shapes import Shape, numel
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Autocast switched off for x's device: a linear map in half precision is not inverted by its inverse."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def mix(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight @ x` on channels at every position, x `(B, C, ...)`.
+
+    A product, not a convolution: torch lets convolutions round to TF32 by default, products not.
+    """
+    if x.dim() == 2:
+        return x @ weight.T
+    return torch.matmul(weight, x.flatten(2)).view(x.shape)
+
+
+def _channels(owner: str, shape: Shape) -> int:
+    if not shape:
+        raise ShapeError(f"{owner} needs channels to mix, at least one event dimension, got shape ()")
+    return shape[0]
+
+
+def _rotation_examples() -> list[Example]:
+    return [Example((1,)), Example((3,)), Example((4,)), Example((3, 4)), Example((3, 2, 2)), Example((2, 2, 1, 3))]
+
+
+@register("flowkit.fixed_rotation", examples=_rotation_examples)
+class FixedRotation(Bijection):
+    """A fixed random rotation of the channels: y = Q x at every position.
+
+    forward: y = Q x, log-det 0. inverse: x = Q^T y, log-det 0. Float32 or wider, under autocast too.
+
+    Q is drawn when constructed, from torch's generator, uniformly over all rotations (the Haar measure). It is
+    orthogonal to the precision of its dtype: where a module or a saved state is widened to float64, Q is
+    orthogonalised again, so that the transpose stays the inverse.
+
+    Shapes: x `(B, C, ...)`, any rank of at least 1. State: the buffer `rotation` `(C, C)`.
+
+    Args:
+        shape: event shape `(C, ...)`.
+
+    Raises:
+        ShapeError: shape ().
+
+    >>> rotation, x = FixedRotation((3,)), torch.randn(2, 3)
+    >>> torch.allclose(rotation(x)[0].norm(dim=1), x.norm(dim=1))
+    True
+    """
+
+    constant_log_det: ClassVar[bool] = True
+    volume_preserving: ClassVar[bool] = True
+
+    rotation: Tensor
+
+    def __init__(self, shape: int | Sequence[int]):
+        super().__init__(shape)
+        channels = _channels("FixedRotation", self.in_shapes[0])
+        self.register_buffer("rotation", random_rotation(channels).to(torch.get_default_dtype()))
+
+    def _turn(self, rotation: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(x):
+            return mix(rotation, x.to(rotation.dtype)), zero_log_det(x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(Q x, 0)`."""
+        return self._turn(self.rotation, x)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`(Q^T y, 0)`."""
+        return self._turn(self.rotation.T, y)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> FixedRotation:
+        before = self.rotation.dtype
+        super()._apply(fn, recurse)
+        self._orthogonalize_if_wider_than(before)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if isinstance(loaded := state_dict.get(prefix + "rotation"), Tensor):
+            self._orthogonalize_if_wider_than(loaded.dtype)
+
+    @torch.no_grad()
+    def _orthogonalize_if_wider_than(self, dtype: torch.dtype) -> None:
+        q = self.rotation
+        if torch.finfo(q.dtype).eps < torch.finfo(dtype).eps and not q.is_meta:
+            for _ in range(3):  # Newton-Schulz squares the error: 1e-2 (from bfloat16), 1e-4, 1e-8, 1e-16
+                q = 1.5 * q - 0.5 * q @ (q.T @ q)
+            self.rotation.copy_(q)
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])
+
+
+def _lu_examples() -> list[Example]:
+    return [
+        Example((1,)),
+        Example((3,)),
+        Example((4,), init="identity"),
+        Example((3, 4)),
+        Example((3, 2, 2)),
+        Example((2, 2, 1, 3), init="identity"),
+    ]
+
+
+@register("flowkit.lu_linear", examples=_lu_examples)
+class LULinear(Bijection):
+    """A learned invertible matrix on the channels (Glow's 1x1 convolution): y = P L U x at every position.
+
+    forward: y = P L U x, log-det H W times the sum of the log of abs(diagonal of U).
+    inverse: x = U^-1 L^-1 P^T y by two triangular solves, log-det minus that. Float32 or wider, under autocast too.
+
+    P is a fixed permutation, L has ones on its diagonal, U has sign exp(log diagonal), so the log-det is a sum and the
+    matrix cannot become singular, though its condition number is not bounded.
+
+    Shapes: x `(B, C, ...)`, any rank of at least 1. State: the parameter `packed` `(C, C)`, as LAPACK packs an LU
+    decomposition (L below the diagonal, U above it, the log of abs(U)'s diagonal on it), and the buffers `sign` `(C,)`
+    and `order` `(C,)`: row i of the product is row order[i] of L U.
+
+    Args:
+        shape: event shape `(C, ...)`.
+        init: `"rotation"` starts as a random rotation, drawn from torch's generator, `"identity"` as the identity.
+
+    Raises:
+        ShapeError: shape ().
+        ConfigError: an unknown init.
+
+    Source: Kingma and Dhariwal, Glow, 2018, section 3.2.
+
+    >>> linear, x = LULinear((3, 8, 8)), torch.randn(2, 3, 8, 8)
+    >>> torch.allclose(linear.inverse(linear(x)[0])[0], x, atol=1e-5)
+    True
+    """
+
+    constant_log_det: ClassVar[bool] = True
+
+    sign: Tensor
+    order: Tensor
+
+    def __init__(self, shape: int | Sequence[int], init: str = "rotation"):
+        super().__init__(shape)
+        channels = _channels("LULinear", self.in_shapes[0])
+        if init not in ("rotation", "identity"):
+            raise ConfigError(f"LULinear: init must be 'rotation' or 'identity', got {init!r}")
+        packed = torch.zeros(channels, channels, dtype=torch.float64)
+        sign, order = torch.ones(channels, dtype=torch.float64), torch.arange(channels)
+        if init == "rotation":
+            permutation, lower, upper = torch.linalg.lu(random_rotation(channels))
+            diagonal = upper.diagonal()
+            packed = lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag()
+            sign, order = diagonal.sign(), permutation.argmax(1)
+        dtype = torch.get_default_dtype()
+        self.packed = nn.Parameter(packed.to(dtype))
+        self.register_buffer("sign", sign.to(dtype))
+        self.register_buffer("order", order)
+
+    def _upper(self, packed: Tensor) -> Tensor:
+        return packed.triu(1) + (self.sign.to(packed.dtype) * packed.diagonal().exp()).diag_embed()
+
+    def _log_det(self, batch: int) -> Tensor:
+        log_diagonal = self.packed.diagonal()
+        wide = torch.float64 if log_diagonal.dtype == torch.float64 else torch.float32
+        return (log_diagonal.sum(dtype=wide) * numel(self.in_shapes[0][1:])).expand(batch)
+
+    def weight(self) -> Tensor:
+        """The matrix P L U, `(C, C)`."""
+        upper = self._upper(self.packed)
+        return (upper + self.packed.tril(-1) @ upper).index_select(0, self.order)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(P L U x, log_det)`."""
+        with full_precision(x):
+            return mix(self.weight(), x.to(self.packed.dtype)), self._log_det(x.shape[0])
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`(U^-1 L^-1 P^T y, log_det)`."""
+        with full_precision(y):
+            packed = self.packed
+            columns = y.to(packed.dtype).transpose(0, 1).flatten(1)  # one right-hand side for each position of each row
+            columns = columns.index_select(0, self.order.argsort())
+            columns = torch.linalg.solve_triangular(packed, columns, upper=False, unitriangular=True)
+            columns = torch.linalg.solve_triangular(self._upper(packed), columns, upper=True)
+            x = columns.view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1)
+            return x.contiguous(), -self._log_det(y.shape[0])
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])

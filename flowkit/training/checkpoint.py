@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or not there, and a run that ends cleanly when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowkit.errors import NonFiniteError, StorageError
+from flowkit.training._lightning import pl
+
+SAVE_EVERY_SECONDS = 30.0
+
+
+class KeepLastState(pl.Callback):
+    """Keeps the last state of a run in one file, replaced atomically: an earlier one survives a failed write.
+
+    It is written every `seconds`, at the end, after a step that was refused because it is not finite, and on Ctrl-C,
+    which ends the run after the step at hand. (A second Ctrl-C ends it at once.)
+
+    Args:
+        path: of the checkpoint; None to keep none, and only listen to Ctrl-C.
+        seconds: between two writes; None for the end alone.
+
+    Attributes:
+        interrupted: whether Ctrl-C ended the run.
+    """
+
+    def __init__(self, path: str | Path | None, *, seconds: float | None = SAVE_EVERY_SECONDS):
+        self.path, self.seconds = None if path is None else Path(path), seconds
+        self.interrupted = False
+        self._saved_at = 0.0
+        self._handler: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens to Ctrl-C, where this is the main thread."""
+        self._saved_at, self.interrupted = time.monotonic(), False
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._trainer = trainer
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves now and then. Between two steps, where all counters agree."""
+        if self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the end, or the state at Ctrl-C."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Saves the last good state where the step was refused; in other failures the last written one stands."""
+        if isinstance(exception, NonFiniteError):
+            self._save(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives Ctrl-C back."""
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}")
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(
+                f"the checkpoint '{self.path}' cannot be written ({reason}); the one written before is kept"
+            ) from error
+        finally:
+            if trainer.is_global_zero and temporary.exists():
+                temporary.unlink()
+        self._saved_at = time.monotonic()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint, as a dictionary on the CPU; tensors and plain data alone, so no code runs.
+
+    Raises:
+        StorageError: missing, damaged, or not a checkpoint of a `FlowModule`.
+    """
+    path = Path(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise StorageError(f"the checkpoint '{path}' does not exist") from error
+    except OSError as error:
+        raise StorageError(f"the checkpoint '{path}' cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise StorageError(f"the checkpoint '{path}' is damaged, or is no checkpoint") from error
+    if not isinstance(checkpoint, dict) or "flowkit_training" not in checkpoint or "state_dict" not in checkpoint:
+        raise StorageError(f"'{path}' is no checkpoint of flowkit's training")
+    return checkpoint
+
+
+def check_fits(checkpoint: dict[str, Any], module: pl.LightningModule, path: str | Path) -> None:
+    """Refuse a checkpoint of another flow.
+
+    Raises:
+        StorageError: a name or a shape differs; the first is named.
+    """
+    kept = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in (*own, *kept):
+        if kept.get(name) != own.get(name):
+            raise StorageError(
+                f"the checkpoint '{path}' is of another flow: '{name}' is {kept.get(name, 'missing')} there "
+                f"and {own.get(name, 'missing')} here"
+            )
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that user code may draw from, as tensors and plain data."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  # the state of the user's global generator
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`; GPUs that were not there are left alone."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

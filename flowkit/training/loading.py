@@ -1,0 +1,119 @@
+"""Batches in an order that belongs to the run, so that a resumed run goes on at its next item."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flowkit.errors import ConfigError
+from flowkit.training.noise import generator_for
+
+SPARE_BATCHES = 8  # Lightning's batch counter and its step counter may differ by one around a restart
+
+
+class CountsItems(Protocol):
+    """What knows how many items the run has used: a `FlowModule`."""
+
+    items_seen: int
+
+
+class NextItems(Sampler[list[int]]):
+    """A batch sampler that begins at `run.items_seen`, and shares each batch out over the processes.
+
+    Args:
+        run: the `FlowModule`, whose count of items is in its checkpoints.
+        items: how many the data set has.
+        batch_size: of all processes together.
+        steps: batches in the whole run.
+        shuffle: each pass over the data set in another random order, which depends on (seed, pass) alone. Without it
+            item i of the run is item i of the data set.
+        seed: of the order.
+
+    Raises:
+        ConfigError: a batch size below 1, an empty data set, or too few items for the steps without `shuffle`.
+    """
+
+    def __init__(
+        self, run: CountsItems, items: int, *, batch_size: int, steps: int, shuffle: bool = True, seed: int = 0
+    ):
+        if batch_size < 1 or steps < 1 or items < 1:
+            raise ConfigError(
+                f"at least one item, one step and a batch size of 1 are needed, "
+                f"got {items} items, {steps} steps and a batch size of {batch_size}"
+            )
+        if not shuffle and items < batch_size * steps:
+            raise ConfigError(f"{steps} steps of {batch_size} need {batch_size * steps} items, the data set has {items}")
+        self.run, self.items, self.batch_size, self.steps = run, items, batch_size, steps
+        self.shuffle, self.seed = shuffle, seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.steps + SPARE_BATCHES
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world = process_place()
+        if self.batch_size % world:
+            raise ConfigError(f"a batch size of {self.batch_size} cannot be shared out evenly over {world} processes")
+        for first in range(self.run.items_seen, self.batch_size * self.steps, self.batch_size):
+            yield [self._item(number) for number in range(first + rank, first + self.batch_size, world)]
+
+    def _item(self, number: int) -> int:
+        if not self.shuffle:
+            return number
+        passes, place = divmod(number, self.items)
+        if self._order[0] != passes:
+            generator = generator_for(self.seed, "order", passes)
+            self._order = passes, torch.randperm(self.items, generator=generator).tolist()
+        return self._order[1][place]
+
+
+def batches(
+    dataset: Dataset,
+    run: CountsItems,
+    *,
+    batch_size: int,
+    steps: int,
+    shuffle: bool = True,
+    seed: int = 0,
+    workers: int = 0,
+    **options: Any,
+) -> DataLoader:
+    """A data loader over `NextItems`; `options` are DataLoader's.
+
+    Args:
+        dataset: map-style, with a length.
+        run: the `FlowModule` that is trained.
+        batch_size: of all processes together.
+        steps: of the whole run.
+        shuffle: as in `NextItems`.
+        seed: of the order.
+        workers: processes that read ahead; they change no number.
+    """
+    sampler = NextItems(
+        run, len(dataset), batch_size=batch_size, steps=steps, shuffle=shuffle, seed=seed  # type: ignore[arg-type]
+    )
+    # A generator of its own: the loader's draw must not shift the random numbers of a resumed run.
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_main_process if workers else None,
+        generator=torch.Generator().manual_seed(seed),
+        persistent_workers=workers > 0,
+        **options,
+    )
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def process_place() -> tuple[int, int]:
+    """Rank and number of processes; (0, 1) without torch.distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

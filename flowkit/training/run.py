@@ -1,0 +1,138 @@
+"""One call that trains: quiet, resumable, and ended cleanly by Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowkit.errors import ConfigError
+from flowkit.training._lightning import pl, quiet
+from flowkit.training.checkpoint import SAVE_EVERY_SECONDS, KeepLastState, check_fits, read_checkpoint
+from flowkit.training.module import FlowModule
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run went.
+
+    Attributes:
+        losses: of every step since the first, before a restart too; nats per dimension.
+        steps: how many steps the flow has had.
+        seconds: that this call took.
+        interrupted: whether Ctrl-C ended it before the last step.
+    """
+
+    losses: tuple[float, ...]
+    steps: int
+    seconds: float
+    interrupted: bool
+
+
+def fit(
+    module: FlowModule,
+    batches: Iterable[Any],
+    *,
+    steps: int,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    save_every: float | None = SAVE_EVERY_SECONDS,
+    callbacks: Sequence[pl.Callback] = (),
+    **trainer_options: Any,
+) -> FitResult:
+    """Train until `steps` steps are done, in all.
+
+    Nothing but the checkpoint is written, and Lightning's hints and warnings stay silent. For anything else use a
+    `FlowModule` under a Trainer of one's own.
+
+    Args:
+        module: the flow and its recipe; the flow is trained in place, and left in eval mode, on the CPU.
+        batches: a data loader, by `flowkit.training.batches` where the run is to be resumed exactly.
+        steps: of the whole run, those before a restart included.
+        checkpoint: the file of the last state; None for none.
+        resume: go on from that file.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        save_every: seconds between two writes of the checkpoint.
+        callbacks: Lightning's, `flowkit.training.Progress` for one.
+        trainer_options: passed to `lightning.pytorch.Trainer`.
+
+    Raises:
+        ConfigError: steps below 1, a device that is not there, or `resume` without a checkpoint.
+        StorageError: the checkpoint cannot be read, is another flow's, or cannot be written.
+        NonFiniteError: a step's loss or gradient is not finite; the flow, and the checkpoint, are as before that step.
+
+    Example:
+        >>> import flowkit as fk
+        >>> from torch.utils.data import TensorDataset
+        >>> from flowkit.training import FlowModule, batches
+        >>> graph = fk.Graph()
+        >>> graph.output("z", graph.add(fk.AffineCoupling, graph.input("x", (4,))))
+        >>> module = FlowModule(fk.Flow(graph), noise=0.05)
+        >>> data = TensorDataset(torch.randn(100, 4))
+        >>> fit(module, batches(data, module, batch_size=20, steps=3), steps=3, device="cpu").steps
+        3
+    """
+    if steps < 1:
+        raise ConfigError(f"at least one step is needed, got steps={steps}")
+    accelerator, devices = trainer_device(device)
+    keeper = KeepLastState(checkpoint, seconds=save_every)
+    if resume:
+        if checkpoint is None:
+            raise ConfigError("resume needs the checkpoint to go on from")
+        check_fits(read_checkpoint(checkpoint), module, checkpoint)
+    started = time.monotonic()
+    with quiet():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[*callbacks, keeper],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            **trainer_options,
+        )
+        module.train()
+        try:
+            trainer.fit(module, batches, ckpt_path=checkpoint if resume else None, weights_only=True)
+        finally:
+            module.eval()
+            module.to("cpu")
+    return FitResult(
+        tuple(module.losses),
+        len(module.losses),
+        time.monotonic() - started,
+        keeper.interrupted and len(module.losses) < steps,
+    )
+
+
+def trainer_device(device: str) -> tuple[str, Any]:
+    """Lightning's words for a device, one process.
+
+    >>> trainer_device("cpu")
+    ('cpu', 1)
+
+    Raises:
+        ConfigError: an unknown device, or one that is not there.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"the device must be auto, cpu, cuda or cuda:N, got '{device}'")
+    if kind == "auto":
+        return ("gpu" if torch.cuda.is_available() else "cpu"), 1
+    if kind == "cpu":
+        return "cpu", 1
+    if not torch.cuda.is_available():
+        raise ConfigError(f"the device '{device}' is not there: this PyTorch sees no CUDA; use cpu")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"the device '{device}' is not there: {torch.cuda.device_count()} CUDA devices are")
+    return "gpu", [int(number or 0)]

@@ -1,0 +1,125 @@
+"""The conditioning network of the paper: from a photograph to a map for each resolution of the flow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+import flowkit as fk
+from flowkit_cinn.backbones import BACKBONES
+
+C = TypeVar("C", bound=type)
+
+POOLED = 4  # the vector sees the coarsest level at 4 x 4, whatever the photograph's size
+
+
+def _weights_used_once(cls: C) -> C:
+    """Let `weights` act when the net is first built, and let files not remember it.
+
+    A file holds the weights themselves. Were the argument written beside them, each loading would fetch ImageNet's once
+    more, and fail without a network, only to overwrite them. So this stands outside `fk.register`, which writes down
+    the arguments that reach it.
+    """
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, *args: Any, weights: str | None = None, **kwargs: Any) -> None:
+        if weights not in (None, "imagenet"):
+            raise fk.ConfigError(f"weights must be None or 'imagenet', got {weights!r}")
+        build(self, *args, **kwargs)
+        if weights is not None:
+            self.backbone.load_imagenet()
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_weights_used_once
+@fk.register("cinn.feature_pyramid")
+class FeaturePyramid(nn.Module):
+    """A feature net from a photograph `(B, 1 or 3, H, W)` to maps `(B, channels[k], H / 2^(first + k), W / 2^(first + k))`.
+
+    | backbone | what it is | finest level | levels |
+    | --- | --- | --- | --- |
+    | `"small"` | 3 x 3 convolutions and LeakyReLU, from scratch; with channels (64, 128, 128) and vector 512 the authors' minimal example | full size | any |
+    | `"zhang"` | Zhang et al.'s VGG-like colorization net, then strided convolutions, ReLU, BatchNorm: the paper's | 1/4 | any |
+    | `"vgg16"` | VGG-16 | full size | 5 |
+    | `"resnet18"` | ResNet-18; its level of full size is the image itself | full size | 6 |
+
+    VGG-16's and ResNet-18's maps go through 1 x 1 convolutions to the channels that were asked for, and their input is
+    normalised as ImageNet's: one channel is taken as the normalised L of `flowkit_cinn.translation.color`, brought back
+    to L / 100 and repeated; three channels as RGB in 0..1. The other two take the photograph as it comes.
+
+    Args:
+        channels: of each level, finest first; as many as there are levels.
+        backbone: see above.
+        in_channels: 1 or 3 (`"small"` and `"zhang"` take any number).
+        first: the finest level has 1/2^first of the photograph's size.
+        vector: also give a vector of so many values, last: LeakyReLU, average pooling of the coarsest level to 4 x 4,
+            a linear layer.
+        weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in its
+            cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one needs
+            no network. None starts from random weights.
+
+    Raises:
+        fk.ConfigError: an argument outside its range, or a level that the backbone does not have.
+        PretrainedWeightsError: the weights could not be had.
+        fk.MissingDependencyError: torchvision is not installed, and the backbone needs it.
+        fk.ShapeError: on the call, a photograph whose height or width does not halve so often.
+
+    Source: the paper, sections 3.1 and 4.2.
+
+    Example:
+        >>> import torch
+        >>> pyramid = FeaturePyramid(channels=(8, 16), vector=5)
+        >>> [tuple(level.shape) for level in pyramid(torch.zeros(2, 1, 16, 16))]
+        [(2, 8, 16, 16), (2, 16, 8, 8), (2, 5)]
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 64),
+        backbone: str = "small",
+        in_channels: int = 1,
+        first: int = 0,
+        vector: int | None = None,
+        *,
+        weights: str | None = None,  # taken by _weights_used_once
+    ):
+        super().__init__()
+        channels = tuple(channels)
+        if not channels or any(not isinstance(c, int) or c < 1 for c in channels):
+            raise fk.ConfigError(f"channels must be positive ints, one a level, got {channels!r}")
+        if backbone not in BACKBONES:
+            raise fk.ConfigError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
+        if in_channels < 1 or first < 0:
+            raise fk.ConfigError(f"in_channels must be at least 1 and first at least 0, got {in_channels} and {first}")
+        if vector is not None and vector < 1:
+            raise fk.ConfigError(f"vector must be a positive int or None, got {vector!r}")
+        self.in_channels, self.first = in_channels, first
+        self.backbone = BACKBONES[backbone](in_channels, channels, first)
+        self.adaptors = nn.ModuleList(
+            nn.Identity() if self.backbone.free_channels else nn.Conv2d(width, c, 1)
+            for width, c in zip(self.backbone.widths, channels, strict=True)
+        )
+        self.head = None if vector is None else _head(channels[-1], vector)
+
+    def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
+        """The maps, finest first, and the vector where there is one."""
+        step = max(2 ** (self.first + len(self.adaptors) - 1), self.backbone.divisor)
+        if photo.dim() != 4 or photo.shape[1] != self.in_channels or photo.shape[2] % step or photo.shape[3] % step:
+            raise fk.ShapeError(
+                f"FeaturePyramid needs photographs (B, {self.in_channels}, H, W) of a height and width that {step} divides, "
+                f"got {tuple(photo.shape)}"
+            )
+        levels = tuple(adapt(x) for adapt, x in zip(self.adaptors, self.backbone(photo), strict=True))
+        return levels if self.head is None else (*levels, self.head(levels[-1]))
+
+
+def _head(c_in: int, size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LeakyReLU(), nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(c_in * POOLED**2, size)
+    )
