@@ -27,8 +27,8 @@ class Level:
         keep: how many channels go on; the others are split off as an output. None keeps all.
     """
 
-    couplings: int
-    hidden: int
+    couplings: int = 0
+    hidden: int = 64
     kernels: tuple[int, ...] = (3,)
     limit: float = 2.0
     permute: bool = True
@@ -70,13 +70,13 @@ class ColorizationRecipe:
 COLORIZATION: dict[str, ColorizationRecipe] = {
     "demo": ColorizationRecipe(
         levels=(
-            Level(couplings=1, hidden=16),
-            Level(couplings=4, hidden=32, keep=2),
-            Level(couplings=4, hidden=48, keep=4),
-            Level(couplings=4, hidden=64, keep=8),
+            Level(),
+            Level(couplings=4, hidden=32, kernels=(3, 1), keep=2),
+            Level(couplings=4, hidden=48, kernels=(3, 1), keep=4),
+            Level(couplings=4, hidden=64, kernels=(3, 1), keep=4),
         ),
-        dense=Level(couplings=2, hidden=64),
-        features={"channels": (16, 32, 48, 64), "vector": 64},
+        dense=Level(couplings=4, hidden=128),
+        features={"channels": (24, 32, 48), "first": 1, "vector": 64},
         split_first=False,
         rebalance=0.5,
         normalize=True,
@@ -155,28 +155,30 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
 def colorization_graph(recipe: ColorizationRecipe, unconditional: bool = False) -> fk.Graph:
     """The graph that a recipe describes."""
     graph = fk.Graph()
-    conditions: list[fk.Wire | None] = [None] * (len(recipe.levels) + 1)
+    wanted = sum(level.couplings > 0 for level in recipe.levels) + 1
+    conditions: list[fk.Wire | None] = [None] * wanted
     if not unconditional:
         photo = graph.condition("photo", (1, recipe.photo_size, recipe.photo_size))
         conditions = list(graph.features(FeaturePyramid(**recipe.features), photo, name="pyramid"))
-        if len(conditions) != len(recipe.levels) + 1:
+        if len(conditions) != wanted:
             raise fk.ConfigError(
-                f"{len(recipe.levels)} levels and the fully connected couplings need a map for each and a vector, "
-                f"and features={dict(recipe.features)!r} gives {len(conditions)} features in all"
+                f"the levels and the fully connected couplings need {wanted - 1} maps and a vector, and "
+                f"features={dict(recipe.features)!r} gives {len(conditions)} features in all"
             )
     x = graph.input("ab", (2, recipe.size, recipe.size))
-    for number, (level, condition) in enumerate(zip(recipe.levels, conditions, strict=False)):
+    for number, level in enumerate(recipe.levels):
         if number:
             x = graph.add(HaarDownsample, x, rebalance=recipe.rebalance, group=recipe.group)
             if recipe.normalize:
                 x = graph.add(fk.ActNorm, x)
         if recipe.split_first:
             x = _split(graph, x, level)
-        x = _couplings(graph, x, condition, level, recipe.clamp)
+        if level.couplings:
+            x = _couplings(graph, x, conditions.pop(0), level, recipe.clamp)
         if not recipe.split_first:
             x = _split(graph, x, level)
     x = graph.add(fk.Flatten, x)
-    x = _couplings(graph, x, conditions[-1], recipe.dense, recipe.clamp)
+    x = _couplings(graph, x, conditions.pop(), recipe.dense, recipe.clamp)
     graph.output("coarse", x)
     return graph
 

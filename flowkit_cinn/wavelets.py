@@ -349,7 +349,10 @@ def _filters(wavelet: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise fk.MissingDependencyError(f"{name} needs PyWavelets: python -m pip install PyWavelets") from error
     if not isinstance(wavelet, str) or wavelet not in pywt.wavelist(kind="discrete"):
         raise fk.ConfigError(f"{name} needs the name of a discrete wavelet of PyWavelets, such as 'db2', got {wavelet!r}")
-    low = _as_array(pywt.Wavelet(wavelet).dec_lo)
+    bank = pywt.Wavelet(wavelet)
+    if not bank.orthogonal:
+        raise fk.ConfigError(f"{name} needs an orthogonal wavelet, such as 'db2' or 'sym4', and {wavelet!r} is not")
+    low = _as_array(bank.dec_lo)
     error = abs(_correlations(low)).max()
     if error > ORTHOGONALITY:
         raise fk.ConfigError(f"{name} needs an orthogonal wavelet, and the filter of {wavelet!r} is off by {error:.1g}")

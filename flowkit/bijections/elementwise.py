@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, Prepared, event_sum
 from flowkit.bijections.conditioning import check_conditions, default_subnet, join
+from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import numel
 from flowkit.subnets import MLP, ConvNet, build_subnet
@@ -70,7 +71,9 @@ class ElementwiseAffine(Bijection):
     ):
         super().__init__(shape, given=given)
         shape = self.in_shapes[0]
-        channels = check_conditions(type(self).__name__, shape, self.condition_shapes)
+        channels = check_conditions("ElementwiseAffine", shape, self.condition_shapes)
+        if subnet is not None and not self.condition_shapes:
+            raise ConfigError(f"ElementwiseAffine: a subnet needs conditions to predict from, got {subnet!r} and none")
         self.univariate = Affine(shape, clamp, limit)
         # An instance without conditions keeps a promise that the class cannot make.
         self.__dict__["constant_log_det"] = not self.condition_shapes

@@ -82,8 +82,10 @@ class ActNorm(Bijection):
             return
         mean = total / count
         centred = values - mean.view(self.location.shape)
-        (squares,) = _over_processes(centred.square().sum(dims))
-        std = (squares / count).sqrt()
+        # The mean's own rounding error shows in the centred values: without this a constant channel seems to vary.
+        rest, squares = _over_processes(centred.sum(dims), centred.square().sum(dims))
+        mean = mean + rest / count
+        std = (squares / count - (rest / count).square()).clamp_min(0).sqrt()
         rounding = ROUNDING_STEPS * torch.finfo(x.dtype).eps * mean.abs()
         varies = (std > SMALLEST_STD) & (std > rounding)
         self.location.copy_(mean.view(self.location.shape))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.backprop import Pass, applies, carrier
 from flowkit.bijection import Bijection, Output, Prepared, as_tuple
 from flowkit.dry_run import named_outputs
 from flowkit.errors import ConditionError, GraphError, ShapeError
@@ -96,6 +97,9 @@ class InvertibleNetwork(Bijection):
         # Follows the network's dtype and device, so that both are known without asking any part.
         self.register_buffer("reference", torch.zeros(()), persistent=False)
         self.reference: Tensor
+        self.register_buffer("drift", torch.zeros(()), persistent=False)
+        self.drift: Tensor
+        self.backprop, self.snapshots, self.chunk = "plain", 8, None
         self._schedule = schedule
         self._inputs = tuple(wire.index for wire in graph.inputs)
         self._conditions = tuple(wire.index for wire in graph.conditions)
@@ -108,6 +112,8 @@ class InvertibleNetwork(Bijection):
         """`(outputs, log_det)`: one tensor, or a tuple where the graph has several outputs."""
         inputs, values, prepared = self._arguments(inputs_and_conditions, len(self._inputs), "inputs")
         values.update(zip(self._inputs, inputs, strict=True))
+        if self.backprop != "plain" and applies(list(values.values()), self):
+            return self._frugal(values, prepared)
         log_det = self._run(self._schedule.forward, values, prepared, inputs[0], inverse=False)
         return _one_or_all([values[i] for i in self._outputs]), log_det
 
@@ -178,6 +184,38 @@ class InvertibleNetwork(Bijection):
         return tuple(values[i] for i in self._outputs)
 
     # ------------------------------------------------------------------ running
+
+    def _frugal(self, values: Values, prepared: dict | None) -> tuple[Output, Tensor]:
+        """Forward for a backward pass that recomputes: see `flowkit.backprop`."""
+        like = values[self._inputs[0]]
+        if prepared is not None:
+            _repeat(values, tuple(values), like.shape[0])
+        frugal = Pass(self.backprop, self.snapshots, self.chunk, self.drift, like)
+        carriers = {i: carrier(values[i]) for i in self._inputs}
+        self._frugal_steps(frugal, values, carriers)
+        outputs, _ = frugal.anchor([values[i] for i in self._outputs], [carriers[i] for i in self._outputs])
+        return _one_or_all(list(outputs)), frugal.log_det
+
+    def _frugal_steps(self, frugal: Pass, values: Values, carriers: Values) -> None:
+        for step in self._schedule.forward:
+            if step.features:
+                self._run_features(step, values)
+                continue
+            part: Any = self.nodes._modules[step.name]
+            taken, hats, given = ([table[i] for i in wires] for table, wires in ((values, step.takes), (carriers, step.takes), (values, step.given)))
+            if isinstance(part, InvertibleNetwork):
+                inside = part.condition_values(*given)
+                inside.update(zip(part._inputs, taken, strict=True))
+                inner = dict(zip(part._inputs, hats, strict=True))
+                part._frugal_steps(frugal, inside, inner)
+                outputs, hats = [inside[i] for i in part._outputs], [inner[i] for i in part._outputs]
+            else:
+                outputs, hats = frugal.step(part, taken, hats, given)  # type: ignore[assignment]
+            values.update(zip(step.gives, outputs, strict=True))
+            carriers.update(zip(step.gives, hats, strict=True))
+            for i in step.drops:
+                del values[i]
+                carriers.pop(i, None)
 
     def _arguments(self, arguments: tuple, count: int, what: str) -> tuple[tuple[Tensor, ...], Values, dict | None]:
         if len(arguments) == count + 1 and isinstance(arguments[-1], Prepared):

@@ -60,11 +60,11 @@ def law(*, number: int) -> Callable[[LawFunction], LawFunction]:
 
 
 def all_laws() -> dict[str, Law]:
-    """Every law that is tried within this process, by name, in order of theme and writing."""
+    """Every law that is tried within this process, by name, in the order of the acceptance list."""
     package = importlib.import_module("flowkit.testing.laws")
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+    for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(_laws)
+    return {law.name: law for law in sorted(_laws.values(), key=lambda law: law.number)}
 
 
 def select_laws(laws: Iterable[str] | None, names: Iterable[tuple[str, str]]) -> list[str]:

@@ -34,7 +34,7 @@ def test_has_examples_of_several_ranks(name):
 
 
 def test_names_are_snake_case():
-    assert NAMES == sorted(NAMES)
+    assert sorted(NAMES) == NAMES
     assert "flowkit.affine_coupling" in NAMES
     assert "flowkit.lu_linear" in NAMES
 

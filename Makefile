@@ -1,0 +1,29 @@
+# The same commands that .ci/run calls. PYTHON=/path/to/python make test
+PYTHON ?= python
+
+.PHONY: install check lint types test doctest long bench
+
+install:
+	$(PYTHON) -m pip install -e ".[dev]"
+
+check: lint types doctest test
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest
+
+doctest:
+	$(PYTHON) -m pytest --doctest-modules flowkit flowkit_cinn
+
+long:
+	$(PYTHON) -m pytest --hypothesis-profile=long
+
+bench:
+	flowkit bench invertibility
+	flowkit bench jacobian

@@ -1,0 +1,363 @@
+"""Memory-frugal gradients: a backward pass that recomputes each block's input from its output, for any graph.
+
+Every data wire x travels with a *carrier*, a tensor of x's shape that holds no memory. The gradient of the carrier is, by
+definition, the value of x. In backward the autograd engine itself then hands each block the value of its output, and
+takes from it the value of its input:
+
+    block forward   (x, carrier of x, log_det, conditions, parameters)  ->  (y, carrier of y, log_det + own)
+    block backward  (grad y, value of y, grad log_det)  ->  (grad x, value of x, grad log_det, grads of the rest)
+
+A *joint anchor* over all outputs saves their values once and sends them back. A *snapshot* is an anchor in mid-chain: it
+sends back the value that it saved rather than the one that arrives, and their distance is the drift. Nothing else is
+kept: memory does not grow with depth but for the snapshots.
+
+| mode | what is kept | recomputed |
+| --- | --- | --- |
+| plain | all that autograd saves | nothing |
+| checkpoint | each block's input | each block, forward |
+| reverse | the outputs, a snapshot every few blocks | each block, inverse and forward |
+
+Gradients are those of plain autograd: to rounding in float64, and within plain's own error in float32 as long as there
+are snapshots. (Pure inversion explodes silently in ill-conditioned flows: Behrmann et al., AISTATS 2021.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.bijection import Bijection, as_tuple
+from flowkit.errors import ConfigError, FlowkitError
+
+MODES = ("plain", "checkpoint", "reverse")
+
+
+class BackpropError(FlowkitError, RuntimeError):
+    """Something that memory-frugal gradients cannot do; the message says what to use instead."""
+
+
+def carrier(value: Tensor) -> Tensor:
+    """A tensor of the value's shape that holds one number: its gradient will be the value."""
+    return value.new_empty(()).expand(value.shape)
+
+
+def applies(tensors: Sequence[Tensor], network: nn.Module) -> bool:
+    """Whether a backward pass can follow that these gradients serve: not under torch.func, not without gradients."""
+    if not torch.is_grad_enabled():
+        return False
+    if not torch.compiler.is_compiling():
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        if torch.autograd.forward_ad._current_level >= 0:
+            return False
+    return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in network.parameters())
+
+
+class Pass:
+    """One forward pass that prepares a frugal backward: the running log-det, and where the next snapshot is due.
+
+    Args:
+        mode: `"reverse"` or `"checkpoint"`.
+        snapshots: a snapshot every so many blocks; 0 for none.
+        chunk: rows that a block takes at a time; None for all.
+        drift: a tensor that takes the largest relative difference seen between an inverted and a saved value.
+        like: a data input, for the dtype and device of the log-det.
+    """
+
+    def __init__(self, mode: str, snapshots: int, chunk: int | None, drift: Tensor, like: Tensor):
+        self.keep_inputs = mode == "checkpoint"
+        self.snapshots, self.chunk, self.drift = snapshots, chunk, drift
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.log_det = like.new_zeros(like.shape[0], dtype=dtype)
+        self.blocks = 0
+
+    def step(self, part: Bijection, inputs: Sequence[Tensor], carriers: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One bijection: its outputs and their carriers."""
+        if part.views:
+            outputs = as_tuple(part(*inputs)[0])
+            return outputs, as_tuple(_Views.apply(part, len(outputs), *carriers))
+        keep = self.keep_inputs or part.stochastic or part.iterative or part.adaptive or part.dimension_changing
+        result = part(*inputs, *conditions, carriers=(tuple(carriers), self.log_det, keep, self.chunk))
+        count = len(result) // 2
+        outputs, carriers, self.log_det = result[:count], result[count:-1], result[-1]
+        has_parameters = next(part.parameters(), None) is not None
+        self.blocks += has_parameters
+        if has_parameters and not keep and self.snapshots and self.blocks % self.snapshots == 0:
+            outputs, carriers = self.anchor(outputs, carriers, self.drift)
+        return tuple(outputs), tuple(carriers)
+
+    def anchor(self, values: Sequence[Tensor], carriers: Sequence[Tensor], drift: Tensor | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Save these values, and send them back to their carriers in backward."""
+        count = len(values)
+        result = _Anchor.apply(count, drift, *values, *carriers, self.log_det)
+        self.log_det = result[-1]
+        return tuple(result[:count]), tuple(result[count:-1])
+
+
+def step(part: Bijection, arguments: tuple[Tensor, ...], carriers: tuple) -> tuple[Tensor, ...]:
+    """What `part(*inputs, *conditions, carriers=...)` does: one node of the frugal backward pass."""
+    hats, log_det, keep, chunk = carriers
+    parameters = [p for p in part.parameters() if p.requires_grad]
+    count = len(hats)
+    if not torch.compiler.is_compiling():
+        _refuse_sharded(part, parameters)
+    return _Step.apply(part, count, keep, chunk, *arguments[:count], *hats, log_det, *arguments[count:], *parameters)
+
+
+class _Step(torch.autograd.Function):
+    """A bijection that saves its conditions and parameters (by reference) and, where it must, its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Any, count: int, keep: bool, chunk: int | None, *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        inputs, rest = tensors[:count], tensors[2 * count + 1 :]
+        conditions = rest[: len(part.condition_shapes)]
+        ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
+        ctx.replay = None if torch.compiler.is_compiling() else _Replay(part, inputs[0])
+        outputs, own = _in_chunks(part, inputs, conditions, chunk)
+        if ctx.replay is not None:
+            ctx.replay.ran()
+            held = {t.untyped_storage().data_ptr() for t in inputs}
+            outputs = tuple(y.clone() if y.untyped_storage().data_ptr() in held else y for y in outputs)
+        ctx.save_for_backward(*(inputs if keep else ()), *rest)
+        return (*outputs, *[carrier(y) for y in outputs], tensors[2 * count] + own)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise BackpropError("a second derivative cannot be taken through backprop='reverse' or 'checkpoint': use 'plain'")
+        part, count = ctx.part, ctx.count
+        many = (len(grads) - 1) // 2
+        kept = ctx.saved_tensors[:count] if ctx.keep else None
+        rest = ctx.saved_tensors[count if ctx.keep else 0 :]
+        conditions, parameters = rest[: len(part.condition_shapes)], rest[len(part.condition_shapes) :]
+        values = grads[many : 2 * many]
+        like = kept[0] if kept is not None else values[0]
+        if kept is None:
+            grad_outputs = [torch.zeros_like(v) if g is None else g for g, v in zip(grads[:many], values, strict=True)]
+        else:
+            grad_outputs = list(grads[:many])
+        grad_log_det = grads[-1]
+        if grad_log_det is None:
+            wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+            grad_log_det = like.new_zeros(like.shape[0], dtype=wide)
+        start = 4 + 2 * count + 1
+        need = ctx.needs_input_grad[start : start + len(conditions)]
+        with ctx.replay() if ctx.replay is not None else contextlib.nullcontext():
+            inputs, grad_inputs, grad_conditions, grad_parameters = _undo_in_chunks(
+                part, kept, values, conditions, need, parameters, grad_outputs, grad_log_det, ctx.chunk
+            )
+        return (None, None, None, None, *grad_inputs, *inputs, grad_log_det, *grad_conditions, *grad_parameters)
+
+
+class _Views(torch.autograd.Function):
+    """The carriers of a pure re-indexing: values come back through its inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Any, many: int, *carriers: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.part = part
+        rows, like = carriers[0].shape[0], carriers[0]
+        out = tuple(like.new_empty(()).expand(rows, *shape) for shape in part.out_shapes)
+        return out if many > 1 else out[0]
+
+    @staticmethod
+    def backward(ctx: Any, *values: Any) -> Any:
+        return None, None, *as_tuple(ctx.part.inverse(*values)[0])
+
+
+class _Anchor(torch.autograd.Function):
+    """Saves values and sends them back to their carriers; measures how far the arriving ones have drifted."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, drift: Tensor | None, *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.count, ctx.drift = count, drift
+        values = tensors[:count]
+        ctx.save_for_backward(*values)
+        return (*[v.view_as(v) for v in values], *[carrier(v) for v in values], tensors[2 * count].view_as(tensors[2 * count]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        saved = [v.detach() for v in ctx.saved_tensors]
+        if ctx.drift is not None:
+            for value, arrived in zip(saved, grads[ctx.count : 2 * ctx.count], strict=True):
+                if arrived is not None and value.numel():
+                    distance = (arrived - value).norm() / value.norm().clamp_min(torch.finfo(value.dtype).tiny)
+                    # NaN is the worst drift of all, and must not be lost in a maximum.
+                    ctx.drift.copy_(torch.maximum(ctx.drift, distance.nan_to_num(nan=torch.inf).to(ctx.drift.dtype)))
+        return None, None, *grads[: ctx.count], *saved, grads[-1]
+
+
+# ---------------------------------------------------------------------- undoing one block
+
+
+def _undo(part: Any, kept: Any, values: Any, conditions: Any, need: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor) -> tuple:
+    """From a block's outputs (or its kept inputs) and their gradients: its inputs, and the gradients of all it took."""
+    if torch.compiler.is_compiling():
+        return _undo_functionally(part, kept, values, conditions, parameters, grad_outputs, grad_log_det)
+    leaves = [c.detach().requires_grad_(needed) for c, needed in zip(conditions, need, strict=True)]
+    wanted = [*[c for c, needed in zip(leaves, need, strict=True) if needed], *parameters]
+    fused = part.undo(values, leaves, grad_outputs, grad_log_det, wanted) if kept is None else None
+    if fused is not None:
+        inputs, grad_inputs, grads = fused
+    else:
+        inputs = kept if kept is not None else _inverse(part, values, conditions)
+        at = [x.detach().requires_grad_() for x in inputs]
+        with torch.enable_grad():
+            out, log_det = part(*at, *leaves)
+        pairs = [(y, g) for y, g in zip((*as_tuple(out), log_det), (*grad_outputs, grad_log_det), strict=True)]
+        pairs = [(y, g) for y, g in pairs if y.requires_grad and g is not None]
+        grads = torch.autograd.grad([y for y, _ in pairs], [*at, *wanted], [g for _, g in pairs], allow_unused=True)
+        grad_inputs, grads = grads[: len(at)], grads[len(at) :]
+    following = iter(grads)
+    grad_conditions = [next(following) if needed else None for needed in need]
+    return tuple(x.detach() for x in inputs), tuple(grad_inputs), grad_conditions, list(following)
+
+
+def _inverse(part: Any, values: Any, conditions: Any) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return as_tuple(part.inverse(*values, *conditions)[0])
+
+
+def _undo_functionally(part: Any, kept: Any, values: Any, conditions: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor) -> tuple:
+    # torch.autograd.grad cannot be traced by torch.compile; torch.func.vjp can.
+    inputs = tuple(kept) if kept is not None else _inverse(part, values, conditions)
+    names = [name for name, p in part.named_parameters() if p.requires_grad]
+    count, given = len(inputs), len(conditions)
+
+    def run(*a: Tensor) -> tuple:
+        weights = dict(zip(names, a[count + given :], strict=True))
+        out, log_det = torch.func.functional_call(part, weights, a[: count + given])
+        return (*as_tuple(out), log_det)
+
+    outputs, vjp = torch.func.vjp(run, *inputs, *conditions, *parameters)
+    cotangents = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs, (*grad_outputs, grad_log_det), strict=True)]
+    grads = vjp(tuple(cotangents))
+    return inputs, grads[:count], list(grads[count : count + given]), list(grads[count + given :])
+
+
+def _undo_in_chunks(part: Any, kept: Any, values: Any, conditions: Any, need: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor, chunk: int | None) -> tuple:
+    rows = grad_log_det.shape[0]
+    if chunk is None or chunk >= rows:
+        return _undo(part, kept, values, conditions, need, parameters, grad_outputs, grad_log_det)
+    found: list[tuple] = []
+    total: list[Tensor | None] = []
+    for start in range(0, rows, chunk):
+        cut = slice(start, start + chunk)
+        pieces = [None if ts is None else [None if t is None else t[cut] for t in ts] for ts in (kept, values, conditions, grad_outputs)]
+        inputs, grad_inputs, grad_conditions, grads = _undo(
+            part, pieces[0], pieces[1], pieces[2], need, parameters, pieces[3], grad_log_det[cut]
+        )
+        found.append((inputs, grad_inputs, grad_conditions))
+        total = list(grads) if not total else [_add(a, b) for a, b in zip(total, grads, strict=True)]
+    joined = [[_cat(tensors) for tensors in zip(*group, strict=True)] for group in zip(*found, strict=True)]
+    return joined[0], joined[1], joined[2], total
+
+
+def _in_chunks(part: Any, inputs: Sequence[Tensor], conditions: Sequence[Tensor], chunk: int | None) -> tuple[tuple[Tensor, ...], Tensor]:
+    rows = inputs[0].shape[0]
+    if chunk is None or chunk >= rows:
+        out, log_det = part(*inputs, *conditions)
+        return as_tuple(out), log_det
+    pieces = []
+    for start in range(0, rows, chunk):
+        cut = slice(start, start + chunk)
+        out, log_det = part(*[x[cut] for x in inputs], *[c[cut] for c in conditions])
+        pieces.append((*as_tuple(out), log_det))
+    joined = [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
+    return tuple(joined[:-1]), joined[-1]
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [t for t in tensors if t is not None]
+    return torch.cat(present) if present else None
+
+
+# ---------------------------------------------------------------------- seeing again what the forward saw
+
+
+class _Replay:
+    """The random state, buffers and autocast that a block's forward saw, for its second run in backward.
+
+    Random state and buffers are kept only where the forward changed them (dropout, batch normalisation, spectral norm);
+    after the second run both are as if it had not happened.
+    """
+
+    def __init__(self, part: nn.Module, like: Tensor):
+        self.part, self.device = part, like.device
+        watch = part.training or getattr(part, "stochastic", False)
+        self._random = _random_state(like.device) if watch else None
+        self._buffers = {n: (b, b._version, b.clone()) for n, b in part.named_buffers()} if watch else {}
+        kind = like.device.type
+        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled())
+
+    def ran(self) -> None:
+        """Called after the forward: forget what it did not change."""
+        if self._random is not None and all(torch.equal(a, b) for a, b in zip(self._random, _random_state(self.device), strict=True)):
+            self._random = None
+        self._buffers = {n: kept for n, kept in self._buffers.items() if kept[0]._version != kept[1]}
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Within it the block sees what it saw."""
+        kind, dtype, enabled, cache = self._autocast
+        now_random = _random_state(self.device) if self._random is not None else None
+        now_buffers = [(buffer, buffer.clone()) for buffer, _, _ in self._buffers.values()]
+        try:
+            if self._random is not None:
+                _set_random_state(self.device, self._random)
+            for buffer, _, before in self._buffers.values():
+                buffer.data.copy_(before)
+            if enabled:
+                with torch.autocast(kind, dtype=dtype, cache_enabled=cache):
+                    yield
+            else:
+                yield
+        finally:
+            if now_random is not None:
+                _set_random_state(self.device, now_random)
+            for buffer, now in now_buffers:
+                buffer.data.copy_(now)
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, ...]:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, ...]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        if type(parameter.data).__name__ == "DTensor":
+            raise BackpropError(
+                f"{type(part).__name__} holds sharded parameters, whose gradients would be lost: shard the whole bijection "
+                "(its own forward gathers them), or use backprop='plain'"
+            )
+
+
+def check_options(mode: str, snapshots: int, chunk: int | None) -> None:
+    """Refuse options of `Flow` that mean nothing.
+
+    Raises:
+        ConfigError: an unknown mode, a negative number of blocks, a chunk below 1.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"backprop must be one of {', '.join(MODES)}, got {mode!r}")
+    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 0:
+        raise ConfigError(f"snapshots, a snapshot every so many blocks, must be an int of 0 or more, got {snapshots!r}")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ConfigError(f"chunk, the rows that a block takes at a time, must be None or an int of 1 or more, got {chunk!r}")
