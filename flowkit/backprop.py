@@ -24,6 +24,7 @@ are snapshots. (Pure inversion explodes silently in ill-conditioned flows: Behrm
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import ConfigError, FlowkitError
 
 MODES = ("plain", "checkpoint", "reverse")
+DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
+
+
+class DriftWarning(UserWarning):
+    """Inverted values have drifted from their snapshots: gradients are less accurate than plain ones."""
 
 
 class BackpropError(FlowkitError, RuntimeError):
@@ -43,6 +49,19 @@ class BackpropError(FlowkitError, RuntimeError):
 def carrier(value: Tensor) -> Tensor:
     """A tensor of the value's shape that holds one number: its gradient will be the value."""
     return value.new_empty(()).expand(value.shape)
+
+
+def report_drift(drift: Tensor) -> None:
+    """Warn of what the last backward passes measured, and start anew."""
+    worst = float(drift)
+    if worst > DRIFT_LIMIT:
+        warnings.warn(
+            f"reverse mode: inverted values drifted by {worst:.1e} from their snapshots (limit {DRIFT_LIMIT:g}): take snapshots "
+            "more often, find the ill-conditioned node with flow.trace, or use backprop='checkpoint'",
+            DriftWarning,
+            stacklevel=2,
+        )
+    drift.zero_()
 
 
 def applies(tensors: Sequence[Tensor], network: nn.Module) -> bool:

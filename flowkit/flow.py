@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.backprop import check_options
 from flowkit.bijection import Bijection, Prepared, as_tuple
 from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, to_rows
 from flowkit.conditional import FlowDistribution
@@ -38,6 +39,9 @@ class Flow(nn.Module):
         base: a distribution of z, an `fk.Base` or a module like one; or a callable that makes one from D (and, with
             `base_given`, `given=shapes`), such as the class `fk.DiagonalNormal`. Standard normal by default.
         base_given: the conditions of a conditional base: condition wires of the graph, features among them, or names.
+        backprop: `"plain"`; `"reverse"`, whose memory does not grow with depth but for the snapshots; `"checkpoint"`.
+        snapshots: in reverse mode, keep the value after every so many blocks; 0 for none (then float32 drifts with depth).
+        chunk: in reverse mode and checkpoint, the rows that a block takes at a time; None for all.
 
     Attributes: `network`, `base`, `input_shapes`, `condition_shapes`, `latents` (dictionaries by name), `dim` (D).
 
@@ -59,6 +63,9 @@ class Flow(nn.Module):
         network: Graph | Bijection,
         base: nn.Module | Callable[..., nn.Module] | None = None,
         base_given: Wire | str | Sequence[Wire | str] | None = None,
+        backprop: str = "plain",
+        snapshots: int = 8,
+        chunk: int | None = None,
     ):
         super().__init__()
         graph = network if isinstance(network, Graph) else _graph_of(network)
@@ -81,6 +88,8 @@ class Flow(nn.Module):
             self.latents[name] = (slice(self.dim, self.dim + numel(shape)), shape)
             self.dim += numel(shape)
         self.base: Any = _make_base(base, self.dim, self._base_shapes)
+        check_options(backprop, snapshots, chunk)
+        self.network.backprop, self.network.snapshots, self.network.chunk = backprop, snapshots, chunk
 
     # ------------------------------------------------------------------ density and samples
 
@@ -153,6 +162,21 @@ class Flow(nn.Module):
             if isinstance(part, Bijection) and (part.dimension_changing or part.stochastic)
         ]
         return Exactness("" if not why else f"log_prob is an estimate or a bound: {'; '.join(why)}")
+
+    @property
+    def backprop(self) -> str:
+        """How gradients are computed: `"plain"`, `"checkpoint"` or `"reverse"`, see `flowkit.backprop`; can be set."""
+        return self.network.backprop
+
+    @backprop.setter
+    def backprop(self, mode: str) -> None:
+        check_options(mode, self.network.snapshots, self.network.chunk)
+        self.network.backprop = mode
+
+    @property
+    def drift(self) -> float:
+        """In reverse mode: the largest relative distance of an inverted value from its snapshot, since the last forward."""
+        return float(self.network.drift)
 
     def resized(self, **shapes: int | Sequence[int]) -> Flow:
         """The same flow, sharing all weights, for inputs and conditions of other sizes: `flow.resized(ab=(2, 128, 128))`.

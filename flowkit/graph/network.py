@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.backprop import Pass, applies, carrier
+from flowkit.backprop import Pass, applies, carrier, report_drift
 from flowkit.bijection import Bijection, Output, Prepared, as_tuple
 from flowkit.dry_run import named_outputs
 from flowkit.errors import ConditionError, GraphError, ShapeError
@@ -188,6 +188,8 @@ class InvertibleNetwork(Bijection):
     def _frugal(self, values: Values, prepared: dict | None) -> tuple[Output, Tensor]:
         """Forward for a backward pass that recomputes: see `flowkit.backprop`."""
         like = values[self._inputs[0]]
+        if not torch.compiler.is_compiling():
+            report_drift(self.drift)
         if prepared is not None:
             _repeat(values, tuple(values), like.shape[0])
         frugal = Pass(self.backprop, self.snapshots, self.chunk, self.drift, like)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import sys
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from flowkit.testing.processes import PROCESS_LAWS, THEME, run_process_laws
 from flowkit.testing.registry import Law, all_laws, select_laws
 from flowkit.testing.report import Finding, Report, Result
 from flowkit.testing.subject import Draw, Origin, Subject, importable, isolated
+
+LONGEST_TITLE = 100
 
 
 def check_bijection(
@@ -166,31 +169,24 @@ def _of_class(cls: type[Bijection], example: Example | None, options: Mapping[st
         raise ConfigError(f"'{name}' is registered without examples: pass examples= to fk.register, or example= here")
     subjects = []
     for index, each in enumerate(examples):
+        # A registered example is made anew for each building: it may hold an instance, for `fk.Inverse` say.
+        registered = example is None and name is not None
+        build = functools.partial(_build_registered, name, index) if registered else functools.partial(each.build, cls)
         origin = None
         if importable(cls):
-            registered = example is None and _registers(cls)
             origin = (
                 Origin(cls.__module__, name=name, index=index)
                 if registered
                 else Origin(cls.__module__, cls.__qualname__, example=each)
             )
-        title = f"{name or cls.__name__} {each!r}".replace("Example(", "(", 1)
-        build = _Building(cls, each)
-        subjects.append(Subject(title, build=build, origin=origin, writable=name is not None, **options))
+        subjects.append(Subject(_title(name or cls.__name__, each), build=build, origin=origin, writable=name is not None, **options))
     return subjects
 
 
-def _registers(cls: type) -> bool:
-    # Importing the module registers the class, so another process finds it by name.
-    return cls.__module__ in sys.modules and "<locals>" not in cls.__qualname__
+def _build_registered(name: str, index: int) -> Bijection:
+    return examples_of(name)[index].build(lookup(name))
 
 
-class _Building:
-    """A class with its arguments, as a factory."""
-
-    def __init__(self, cls: type[Bijection], example: Example) -> None:
-        self.cls, self.example = cls, example
-
-    def __call__(self) -> Bijection:
-        """A new instance."""
-        return self.example.build(self.cls)
+def _title(name: str, example: Example) -> str:
+    arguments = re.sub(r"\s+", " ", repr(example).removeprefix("Example"))
+    return name + (arguments if len(arguments) <= LONGEST_TITLE else f"{arguments[:LONGEST_TITLE]}...")

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 import flowkit as fk
+from flowkit.bijection import as_tuple, event_sum
 from flowkit.testing.findings import Findings, NotApplicable
-from flowkit.testing.laws.state import flow_numbers
+from flowkit.testing.laws.state import SAME, flow_numbers
 from flowkit.testing.report import Finding, Result
 from flowkit.testing.subject import Origin, Subject, importable, isolated, refuse
 
 TIMEOUT = 300  # seconds that a worker may take for all subjects; torch starts within ten
 DDP_ROWS = 4  # two a process
-SAME = 1e-12  # other processes may use another number of threads, and so another order of sums
 
 
 @dataclass
@@ -169,8 +169,8 @@ THEME = "processes"
 def loss_of(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
     """Half the squared outputs minus the log-det: a likelihood, so every parameter has a gradient."""
     output, log_det = module(*arguments)
-    values = output if isinstance(output, tuple) else (output,)
-    total = sum((v.square().flatten(1).sum(1) / 2 for v in values), -log_det)
+    values = as_tuple(output)
+    total = sum((event_sum(v.square()) / 2 for v in values), -log_det)
     return torch.as_tensor(total).mean()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit.bijection import as_tuple
 from flowkit.testing.findings import Findings
 from flowkit.testing.registry import law
 from flowkit.testing.subject import Direction, Subject
@@ -29,7 +30,6 @@ class _Function:
         points = subject.points(method, rows=ROWS)
         count = subject.arity(method)
         names = [f"data {i}" if i < count else f"condition {i - count}" for i in range(len(points))]
-        # The arguments are moved off the zeros and integers that an inverse may return exactly.
         self.arguments = {n: p.to(torch.float64) if p.is_floating_point() else p for n, p in zip(names, points, strict=True)}
         self.parameters = {n: p.detach().clone() for n, p in self.module.named_parameters() if p.requires_grad}
         self.weights: list[Tensor] | None = None
@@ -44,7 +44,7 @@ class _Function:
         if self.subject.original.stochastic:
             torch.manual_seed(self.subject.seed)
         outputs, log_det = torch.func.functional_call(self.module, parameters, tuple(arguments))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = as_tuple(outputs)
         if self.weights is None:
             generator = torch.Generator().manual_seed(self.subject.seed)
             self.weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (*outputs, log_det)]

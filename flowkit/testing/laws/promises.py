@@ -44,8 +44,8 @@ def views(subject: Subject, expect: Findings) -> None:
     data = [x.requires_grad_() for x in subject.inputs()]
     outputs, log_det = subject.call(subject.bijection, "forward", *data, *subject.conditions())
     expect(not bool(log_det.any()), "a re-indexing has log-det zero")
-    before = torch.cat([x.detach().flatten(1) for x in data], 1)
-    after = torch.cat([y.detach().flatten(1) for y in outputs], 1)
+    before = torch.cat([x.detach().reshape(subject.rows, -1) for x in data], 1)
+    after = torch.cat([y.detach().reshape(subject.rows, -1) for y in outputs], 1)
     expect.equal(after.sort(1).values, before.sort(1).values, "the outputs are not the inputs' elements, each once")
     if not all(y.requires_grad for y in outputs):
         expect(False, "an output has no gradient")

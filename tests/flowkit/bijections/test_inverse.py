@@ -54,5 +54,5 @@ def test_parameters_are_shared():
 
 @pytest.mark.parametrize("thing", [fk.Permute, torch.nn.Linear(2, 2), (3,)])
 def test_anything_but_an_instance_is_refused(thing):
-    with pytest.raises(ConfigError, match="Inverse needs an instance of a bijection.*got (Permute|Linear|tuple)"):
+    with pytest.raises(ConfigError, match=r"Inverse needs an instance of a bijection.*got (Permute|Linear|tuple)"):
         fk.Inverse(thing)
