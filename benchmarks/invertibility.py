@@ -12,11 +12,11 @@ import torch
 import flowkit as fk
 from flowkit.diagnostics import round_trip
 
-from ._common import Column, Report, Section, bench_options
+from ._common import Column, Report, Section, bench_options, colorization
 from ._common.cases import Case, cases
 from ._common.chains import chain, double_weights, redraw
 from ._common.networks import Network, coupling_chain
-from ._common.peers import Counterpart, counterparts, installed, peer_chain
+from ._common.peers import Counterpart, counterparts, installed, peer_chain, random_weights
 
 TARGET_DEPTH, TARGET = 256, 1e-5
 
@@ -86,11 +86,11 @@ def _op_row(case: Case, rows: int) -> dict[str, Any]:
 
 
 def _measure_networks(report: Report, rows: int, steps: int, quick: bool) -> None:
-    from ._common.colorization import small_colorization
-
     columns = (Column("network", ""), Column("weights", ""), *BY_DTYPE, *BY_SCALE, LOG_DETS)
     note = "redrawn: all weights, log-scales of standard deviation 0.1 in the chain."
-    networks = [*coupling_chain(8 if quick else 64, steps), *small_colorization(steps, quick)]
+    networks = list(coupling_chain(8 if quick else 64, steps))
+    if colorization.is_available():
+        networks += colorization.small_colorization(steps, quick)
     report.measure(Section("Networks", columns, note=note), (_network_row(n, 4 if quick else 16) for n in networks), len(networks))
 
 
@@ -139,18 +139,6 @@ def _peer_row(counterpart: Counterpart, rows: int) -> dict[str, Any]:
     except Exception as error:  # a peer that fails is a finding
         row["remark"] = f"raises {type(error).__name__}: {' '.join(str(error).split())[:60]}"
     return row
-
-
-def random_weights(counterpart: Counterpart) -> fk.Bijection:
-    """A counterpart in eval mode, its weights moved away from the start."""
-    from flowkit.testing.subject import redraw_weights
-
-    bijection = counterpart.build().eval()
-    redraw_weights(bijection, 0)
-    for name, buffer in bijection.named_buffers():
-        if name.endswith("initialized"):  # data-dependent initialisation would undo the random weights
-            buffer.fill_(True)
-    return bijection
 
 
 def _plot(figure: Any, report: Report) -> None:

@@ -30,9 +30,11 @@ _MODULES = {
     ),
     "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
     "flowkit.errors": (
+        "BackpropError",
         "ConditionError",
         "ConfigError",
         "ConformanceError",
+        "DriftWarning",
         "FlowkitError",
         "GraphError",
         "InputError",
@@ -88,9 +90,11 @@ if TYPE_CHECKING:
     )
     from flowkit.distributions import Base, DiagonalNormal, StandardNormal
     from flowkit.errors import (
+        BackpropError,
         ConditionError,
         ConfigError,
         ConformanceError,
+        DriftWarning,
         FlowkitError,
         GraphError,
         InputError,

@@ -32,18 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, as_tuple
-from flowkit.errors import ConfigError, FlowkitError
+from flowkit.errors import BackpropError, ConfigError, DriftWarning
 
 MODES = ("plain", "checkpoint", "reverse")
 DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
-
-
-class DriftWarning(UserWarning):
-    """Inverted values have drifted from their snapshots: gradients are less accurate than plain ones."""
-
-
-class BackpropError(FlowkitError, RuntimeError):
-    """Something that memory-frugal gradients cannot do; the message says what to use instead."""
 
 
 def carrier(value: Tensor) -> Tensor:
@@ -254,7 +246,8 @@ def _undo_functionally(part: Any, kept: Any, values: Any, conditions: Any, param
         out, log_det = torch.func.functional_call(part, weights, a[: count + given])
         return (*as_tuple(out), log_det)
 
-    outputs, vjp = torch.func.vjp(run, *inputs, *conditions, *parameters)
+    functional: Any = torch.func.vjp(run, *inputs, *conditions, *parameters)
+    outputs, vjp = functional
     cotangents = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs, (*grad_outputs, grad_log_det), strict=True)]
     grads = vjp(tuple(cotangents))
     return inputs, grads[:count], list(grads[count : count + given]), list(grads[count + given :])

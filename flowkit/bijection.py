@@ -61,19 +61,20 @@ class Bijection(nn.Module):
         self.in_shapes = self.out_shapes = tuple(as_shape(shape) for shape in in_shapes)
         self.condition_shapes = as_shapes(given)
 
-    def forward(self, *inputs_and_conditions: Tensor) -> tuple[Output, Tensor]:
+    # `Any` twice, so that a subclass may name its own arguments.
+    def forward(self, *inputs_and_conditions: Any, **_: Any) -> tuple[Output, Tensor]:
         """Data to latent: `(output, log_det)`."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def inverse(self, *outputs_and_conditions: Tensor) -> tuple[Output, Tensor]:
+    def inverse(self, *outputs_and_conditions: Any, **_: Any) -> tuple[Output, Tensor]:
         """Latent to data: `(input, log_det)`, the log-det of the inverse map."""
         raise NotImplementedError(f"{type(self).__name__} has no inverse")
 
-    def inverse_only(self, *outputs_and_conditions: Tensor) -> Output:
+    def inverse_only(self, *outputs_and_conditions: Any, **_: Any) -> Output:
         """The inverse without its log-det, for sampling; override where the log-det is costly."""
         return self.inverse(*outputs_and_conditions)[0]
 
-    def prepare(self, *conditions: Tensor) -> tuple | None:
+    def prepare(self, *conditions: Any, **_: Any) -> tuple | None:
         """The part of the work that depends on the conditions alone, done once for many samples; None for no such part.
 
         `forward` and `inverse` then get one `fk.Prepared` in place of the conditions, while the data has S x R rows,
@@ -96,10 +97,10 @@ class Bijection(nn.Module):
         """
         return None
 
-    def initialize(self, *inputs_and_conditions: Tensor) -> None:
+    def initialize(self, *inputs_and_conditions: Any, **_: Any) -> None:
         """Set parameters from the first data; called by `flow.initialize` where `needs_initialization`."""
 
-    def log_scales(self, *inputs_and_conditions: Tensor) -> Tensor | None:
+    def log_scales(self, *inputs_and_conditions: Any, **_: Any) -> Tensor | None:
         """The log-scales applied to this data, for `flow.trace`; None where the op has none."""
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from flowkit.errors import ConditionError, InputError
 from flowkit.shapes import Shape, listing
+
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Batch(NamedTuple):
@@ -86,7 +89,19 @@ def to_rows(tensor: Tensor, shape: Shape, lead: torch.Size) -> Tensor:
     mine = tensor.shape[: tensor.dim() - len(shape)]
     if len(lead) == 1 and mine == lead:
         return tensor
-    return tensor.expand(*lead, *shape).reshape(math.prod(lead), *shape)
+    return tensor.expand((*lead, *shape)).reshape(math.prod(lead), *shape)
+
+
+def sizes_of(shape: Any) -> tuple[int, ...]:
+    """A sample shape, as a tuple; an int is one size.
+
+    Raises:
+        InputError: it holds something else than sizes.
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else None
+    if sizes is None or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
+        raise InputError(f"a sample shape is made of sizes of 0 or more, got {shape!r}")
+    return sizes
 
 
 def is_tail(inner: torch.Size, outer: torch.Size) -> bool:
@@ -124,16 +139,18 @@ def _check_dtype(
 ) -> None:
     dtype, wanted = tensor.dtype, reference.dtype
     if integer is not None:
-        if dtype.is_floating_point or dtype.is_complex:
-            raise error(f"{what} '{name}' must be of integers ({integer}), got {dtype}")
+        if dtype.is_floating_point or dtype.is_complex or (dtype == torch.bool) != (integer == torch.bool):
+            raise error(f"{what} '{name}' must be of {'booleans' if integer == torch.bool else 'integers'} ({integer}), got {dtype}")
         return
-    if dtype == wanted:
+    if dtype == wanted and (what == "condition" or dtype not in HALF):
         return
     if not dtype.is_floating_point:
         hint = f"; labels are declared by graph.condition('{name}', ..., dtype=torch.int64)" if what == "condition" else ""
         raise error(f"{what} '{name}' must be {wanted}, got {dtype}: convert it first{hint}")
-    if dtype in (torch.float16, torch.bfloat16):
-        if what == "condition" and torch.is_autocast_enabled(tensor.device.type):
+    if dtype in HALF:
+        wanted = torch.float32 if wanted in HALF else wanted
+        device = tensor.device.type
+        if what == "condition" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return
         raise error(
             f"{what} '{name}' must be {wanted}, got {dtype}: pass it as {wanted} and leave half precision to torch.autocast"

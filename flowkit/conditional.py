@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from flowkit.bijection import Prepared
-from flowkit.call import Batch
+from flowkit.call import Batch, sizes_of
+from flowkit.errors import InputError
 
 if TYPE_CHECKING:
     from flowkit.flow import Data, Flow
@@ -39,11 +40,11 @@ class FlowDistribution(Distribution):
         super().__init__(conditions.lead if batch_shape is None else batch_shape, event, validate_args=False)
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         """All real tensors of the event's shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def log_prob(self, x: Data) -> Tensor:  # type: ignore[override]
+    def log_prob(self, x: Data) -> Tensor:
         """log q(x | y), `(...)`; x broadcasts against the batch of y."""
         log_prob = self.flow._log_prob(x, self._conditions, self._prepared())
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
@@ -64,10 +65,15 @@ class FlowDistribution(Distribution):
         assert log_prob is not None
         return x, log_prob
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:  # type: ignore[override]
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same distribution, its batch expanded; the condition's work is shared, not repeated."""
         shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(shape, self.batch_shape)  # raises where it cannot be
+        try:
+            reached = torch.broadcast_shapes(shape, self.batch_shape)
+        except RuntimeError:
+            reached = None
+        if reached != shape:
+            raise InputError(f"a distribution of batch shape {tuple(self.batch_shape)} cannot be expanded to {tuple(shape)}")
         expanded = FlowDistribution(self.flow, self._conditions, shape)
         expanded._cache = self._cache
         return expanded
@@ -81,18 +87,15 @@ class FlowDistribution(Distribution):
         return f"FlowDistribution(given {names}, batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
 
     def _draw(self, sample_shape: Sequence[int], temperature: float, with_log_prob: bool) -> tuple[Data, Tensor | None]:
-        extra = self.batch_shape[: len(self.batch_shape) - len(self._conditions.lead)]
-        inner = self.batch_shape[len(extra) :]
-        shape = (*((sample_shape,) if isinstance(sample_shape, int) else sample_shape), *extra)
-        conditions = self._conditions
-        if inner != conditions.lead:  # sizes of 1 were expanded: the batch is larger than y's own
-            shape, conditions = (*shape,), Batch(_expanded(conditions, inner, self.flow), inner)
-            return self.flow._sample(shape, conditions, None, temperature, with_log_prob=with_log_prob)
-        return self.flow._sample(shape, conditions, self._prepared(), temperature, with_log_prob=with_log_prob)
+        # Drawn at the batch that `expand` may have made larger; the condition's work stays at y's own rows.
+        lead = torch.Size((*sizes_of(sample_shape), *self.batch_shape))
+        return self.flow._sample(lead, self._conditions, self._prepared(), temperature, with_log_prob=with_log_prob)
 
     def _prepared(self) -> Prepared | None:
         tensors = [*self.flow.network.parameters(), *self._conditions.tensors.values()]
         if not self._conditions.tensors or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            return None
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # a transform's tensors must not outlive it
             return None
         return self._cache.get(self.flow, self._conditions)
 
@@ -112,7 +115,8 @@ class _Cache:
         tensors = [*flow.network.parameters(), *flow.network.buffers(), *conditions.tensors.values()]
         fresh = len(tensors) == len(self._tensors) and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
         if self._prepared is None or not fresh or self._state != _state(flow, tensors):
-            with torch.no_grad():
+            # Kept values outlive an inference mode of the caller, so they must be ordinary tensors.
+            with torch.inference_mode(False), torch.no_grad():
                 self._prepared = flow._prepare(conditions)
             # After the work: a batch normalisation in train mode has just written to its buffers.
             self._tensors, self._state = tensors, _state(flow, tensors)
@@ -123,12 +127,6 @@ def _state(flow: Flow, tensors: list[Tensor]) -> tuple:
     device = flow.network.reference.device.type
     versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     modes = tuple(module.training for module in flow.network.modules())
+    if not torch.amp.is_autocast_available(device):
+        return versions, modes, False, None
     return versions, modes, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-def _expanded(conditions: Batch, lead: torch.Size, flow: Flow) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in conditions.tensors.items():
-        event = flow.condition_shapes[name]
-        found[name] = tensor.expand(*lead, *event) if event else tensor.expand(lead)
-    return found

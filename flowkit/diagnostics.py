@@ -219,7 +219,7 @@ def log_det_cost(bijection: Any, x: Data, given: Data | None = None, *, rounds: 
 
 
 def timings(
-    functions: Mapping[str, Callable[[], object]], *, rounds: int = 15, warm_up: int = 2, at_least: float = 2e-3
+    functions: Mapping[str, Callable[[], object]], *, rounds: int = 15, warm_up: int = 2, at_least: float = 5e-3
 ) -> dict[str, list[float]]:
     """Seconds a call of several functions, timed in turns so that a change of the machine's speed meets all of them.
 
@@ -311,13 +311,18 @@ def _jacobian(
     with torch.enable_grad():
         outputs, log_det = function(*leaves, *conditions)
         outputs = as_tuple(outputs)
-        joined = torch.cat([o.flatten(1) for o in outputs], 1)
-    size = sum(leaf[0].numel() for leaf in leaves) if len(leaves[0]) else joined.shape[1]
+        joined = _joined(outputs)
+    size = _joined(leaves).shape[1]
     if joined.shape[1] != size:
         raise InputError(f"a square Jacobian is needed, and this map has {size} dimensions in and {joined.shape[1]} out")
     rows = []
     for column in joined.sum(0):
         gradients = torch.autograd.grad(column, leaves, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([g.flatten(1) for g in gradients], 1))
+        rows.append(_joined(gradients))
     matrix = torch.stack(rows, 1) if rows else joined.new_zeros(len(joined), 0, 0)
     return tuple(o.detach() for o in outputs), log_det.detach(), matrix
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Several `(B, *shape)`, of any rank, as one `(B, D)`."""
+    return torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in tensors], 1)

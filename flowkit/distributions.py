@@ -109,10 +109,13 @@ class DiagonalNormal(Base):
     def _moments(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if not self.condition_shapes:
             return self.loc, self.log_scale
-        flat = torch.cat(conditions, -1)
+        lead = torch.broadcast_shapes(*[c.shape[:-1] for c in conditions])
+        flat = torch.cat([c.expand(*lead, c.shape[-1]) for c in conditions], -1)
         predicted: Any = self.net(flat.reshape(-1, flat.shape[-1]))
-        loc, log_scale = predicted.reshape(*flat.shape[:-1], 2 * self.dim).chunk(2, -1)
-        return loc, log_scale.to(loc.dtype if loc.dtype == torch.float64 else torch.float32)
+        # Wide before anything is drawn or summed: under autocast the net may give half precision.
+        wide = predicted.to(torch.float64 if predicted.dtype == torch.float64 else torch.float32)
+        loc, log_scale = wide.reshape(*lead, 2 * self.dim).chunk(2, -1)
+        return loc, log_scale
 
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
         """See the class."""

@@ -30,7 +30,7 @@ def output_shapes(net: nn.Module, inputs: Sequence[InputSpec]) -> dict[str | int
     Raises:
         GraphError: the net failed in both ways, or returned something else than tensors with the batch in front.
     """
-    with evaluating(net):
+    with evaluating(net), _forked(net):
         try:
             out = _run_on_meta(net, inputs)
         except Exception as on_meta:  # a net may use what the meta device lacks; the real run decides
@@ -40,7 +40,10 @@ def output_shapes(net: nn.Module, inputs: Sequence[InputSpec]) -> dict[str | int
                 if any(p.is_meta for p in net.parameters()):
                     on_zeros = on_meta
                 raise GraphError(f"its dry run failed with {type(on_zeros).__name__}: {on_zeros}") from on_zeros
-    return {key: _event_shape(value) for key, value in named_outputs(out).items()}
+    named = named_outputs(out)
+    if not named or (isinstance(out, dict) and not all(isinstance(key, str) for key in named)):
+        raise GraphError(f"it must return a tensor, several, or a dictionary of them by name, got {out if not named else list(out)!r}")
+    return {key: _event_shape(value) for key, value in named.items()}
 
 
 def named_outputs(out: Any) -> dict[str | int | None, Any]:
@@ -76,8 +79,14 @@ def _run_on_zeros(net: nn.Module, inputs: Sequence[InputSpec]) -> Any:
     arguments = [
         torch.zeros(ROWS, *shape, dtype=dtype if dtype is not None else like.dtype, device=like.device) for shape, dtype in inputs
     ]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         return net(*arguments)
+
+
+def _forked(net: nn.Module) -> Any:
+    """The random state is put back afterwards, that of the net's own device too."""
+    devices = {p.device for p in net.parameters() if p.is_cuda}
+    return torch.random.fork_rng(devices=list(devices))
 
 
 @contextlib.contextmanager

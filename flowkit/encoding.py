@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowkit.errors import StorageError
+from flowkit.errors import FlowkitError, StorageError
 from flowkit.registry import Unwritable, arguments_of, lookup, name_of
 
 # How values that JSON lacks are marked: one key each, alone in its dictionary but for args and kwargs.
@@ -107,7 +107,9 @@ class Decoder:
         content = value[mark]
         try:
             return self._marked(mark, content, value)
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+        except FlowkitError:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise StorageError(f"{{'{mark}': {content!r}}} cannot be read: {type(error).__name__}: {error}") from error
 
     def _marked(self, mark: str, content: Any, value: dict) -> Any:
@@ -118,7 +120,10 @@ class Decoder:
         if mark == NAMED:
             return lookup(content)
         if mark == DTYPE:
-            return getattr(torch, content)
+            dtype = getattr(torch, content)
+            if not isinstance(dtype, torch.dtype):
+                raise StorageError(f"{content!r} is not the name of a dtype")
+            return dtype
         if mark == FLOAT:
             return float(content)
         if mark == MAPPING:

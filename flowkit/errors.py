@@ -41,9 +41,17 @@ class MissingDependencyError(FlowkitError, ImportError):
     """An optional package is not installed; the message holds the `pip install` line."""
 
 
+class BackpropError(FlowkitError, RuntimeError):
+    """Something that memory-frugal gradients cannot do; the message says what to use instead."""
+
+
 class ConformanceError(FlowkitError, AssertionError):
     """A bijection broke at least one law of the conformance kit; the message lists every failure."""
 
 
 class PluginWarning(UserWarning):
     """A plugin was found but could not be loaded."""
+
+
+class DriftWarning(UserWarning):
+    """Inverted values have drifted from their snapshots: gradients are less accurate than plain ones."""

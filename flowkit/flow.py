@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowkit.backprop import check_options
 from flowkit.bijection import Bijection, Prepared, as_tuple
-from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, to_rows
+from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, sizes_of, to_rows
 from flowkit.conditional import FlowDistribution
 from flowkit.distributions import StandardNormal
 from flowkit.errors import ConditionError, ConfigError, GraphError, InputError, ShapeError
@@ -114,7 +114,9 @@ class Flow(nn.Module):
 
         Temperature scales z about the base's location.
         """
-        return self._sample(shape, self._conditions(given), None, temperature, with_log_prob=False)[0]
+        conditions = self._conditions(given)
+        lead = torch.Size((*sizes_of(shape), *conditions.lead))
+        return self._sample(lead, conditions, None, temperature, with_log_prob=False)[0]
 
     def given(self, given: Given = None) -> FlowDistribution:
         """The distribution q(x | y), its condition work done once: `.log_prob / .sample / .rsample / .sample_and_log_prob / .expand`."""
@@ -280,14 +282,13 @@ class Flow(nn.Module):
         return log_prob + log_det.reshape(lead)
 
     def _sample(
-        self, shape: Sequence[int], conditions: Batch, prepared: Prepared | None, temperature: float, *, with_log_prob: bool
+        self, lead: torch.Size, conditions: Batch, prepared: Prepared | None, temperature: float, *, with_log_prob: bool
     ) -> tuple[Data, Tensor | None]:
-        lead = (*_sample_shape(shape), *conditions.lead)
         if not temperature >= 0:
             raise InputError(f"temperature must be 0 or more, got {temperature}")
         if self._base_wires and prepared is None:
             prepared = self._prepare(conditions)
-        base_conditions = self._base_conditions((prepared,), conditions, torch.Size(lead)) if self._base_wires else []
+        base_conditions = self._base_conditions((prepared,), conditions, lead) if self._base_wires else []
         z = self.base.sample(lead, *base_conditions, temperature=temperature)
         x, log_det, _ = self._decode(z, conditions, prepared, with_log_det=with_log_prob)
         return x, self.base.log_prob(z, *base_conditions) - log_det if with_log_prob else None
@@ -318,15 +319,6 @@ class Exactness:
 
     def __repr__(self) -> str:
         return "exact" if self else self.why_not
-
-
-def _sample_shape(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, int):
-        return (shape,)
-    sizes = tuple(shape)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
-        raise InputError(f"a sample shape is made of sizes of 0 or more, got {shape!r}")
-    return sizes
 
 
 def _graph_of(part: Any) -> Graph:

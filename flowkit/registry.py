@@ -67,7 +67,7 @@ class Arguments:
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.args, self.kwargs = args, kwargs
+        self.args, self.kwargs = tuple(frozen(a) for a in args), {k: frozen(v) for k, v in kwargs.items()}
 
     def __deepcopy__(self, memo: dict) -> Arguments:
         return Arguments(*copy.deepcopy(self.args, memo), **copy.deepcopy(self.kwargs, memo))
@@ -77,6 +77,19 @@ class Arguments:
 
     def __setstate__(self, state: tuple) -> None:
         self.args, self.kwargs = tuple(state[0]), state[1]
+
+
+def frozen(value: Any) -> Any:
+    """The value as it is now: lists and dictionaries copied, a graph's snapshot, for their owner may change them later."""
+    if type(value) in (list, tuple):
+        return type(value)(frozen(v) for v in value)
+    if type(value) is dict:
+        return {k: frozen(v) for k, v in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    from flowkit.graph.graph import Graph  # at the call: the graph stands on the registry
+
+    return value.snapshot() if isinstance(value, Graph) else value
 
 
 def picklable(value: Any) -> Any:
@@ -111,7 +124,7 @@ def register(name: str, *, examples: Callable[[], list[Example]] | None = None) 
             raise RegistryError(f"the name '{name}' is taken by {_qualified(held)}, so {_qualified(thing)} cannot have it")
         if inspect.isclass(thing):
             _remember_arguments(thing)
-        elif not callable(thing):
+        elif not inspect.isroutine(thing):
             raise RegistryError(f"'{name}': a class or a function can be registered, got {type(thing).__name__}")
         thing.registered_name = name  # type: ignore[attr-defined]
         _objects[name], _examples[name] = thing, examples

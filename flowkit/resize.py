@@ -10,8 +10,10 @@ from torch import nn
 
 from flowkit.errors import GraphError, ShapeError
 from flowkit.graph import Graph, InvertibleNetwork, Node, Wire
+from flowkit.graph.files import shapes_of
 from flowkit.registry import arguments_of
 from flowkit.shapes import Shape, as_shape, listing
+from flowkit.storage import default_dtype
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -25,14 +27,15 @@ def resized(flow: Flow, shapes: Mapping[str, Any]) -> Flow:
     unknown = [name for name in shapes if name not in known]
     if unknown:
         raise GraphError(f"resized: the flow has no input or condition {listing(unknown)}; it has {listing(known)}")
-    with torch.random.fork_rng(devices=[]):
+    like = flow.network.reference
+    # What is built anew is built where the flow is; moving it there afterwards would move the shared parts, too.
+    with torch.random.fork_rng(devices=[]), default_dtype(like.dtype), torch.device(like.device):
         graph = _resized_graph(flow.network.graph, {name: as_shape(shape) for name, shape in shapes.items()})
         names = [flow.network.graph.wires[i].name for i in flow._base_wires]
         network = InvertibleNetwork(graph=graph, also_used=[graph.wire(name) for name in names])
         _share(flow.network, network, "")
         new = Flow(network, base=_resized_base(flow), base_given=names or None)
-    new.to(flow.network.reference)  # parts that were built anew follow; the shared tensors are there already
-    new.train(flow.training)
+    new.training = flow.training
     return new
 
 
@@ -52,8 +55,10 @@ def _resized_graph(graph: Graph, shapes: Mapping[str, Shape]) -> Graph:
     parts: dict[int, Any] = {}  # an instance that two nodes share is rebuilt once
     for node in graph.nodes:
         inputs, given = [wires[w.index] for w in node.inputs], [wires[w.index] for w in node.given]
-        if node.kind == "features":
-            made = new.features(node.module, *inputs, name=node.name)
+        if node.kind == "features" and node.module is not None:
+            # Where its inputs keep their sizes so do its outputs, which a dry run may not be able to tell.
+            same = [w.shape for w in inputs] == [w.shape for w in node.inputs]
+            made = new.features(node.module, *inputs, name=node.name, shapes=shapes_of(node) if same else None)
             outputs = list(made.values()) if isinstance(made, dict) else made
         else:
             outputs = _add_resized(new, node, inputs, given, parts)
@@ -107,6 +112,7 @@ def _share(old: nn.Module, new: nn.Module, where: str) -> None:
         source = parts.get(path)
         if source is module:
             continue
+        module.training = module.training if source is None else source.training
         for table in ("_parameters", "_buffers"):
             for name, tensor in getattr(module, table).items():
                 if table == "_buffers" and name in module._non_persistent_buffers_set:

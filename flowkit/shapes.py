@@ -31,6 +31,8 @@ def as_shapes(value: int | Sequence) -> tuple[Shape, ...]:
     >>> as_shapes(10), as_shapes((3, 8, 8)), as_shapes(((10,), (3, 8, 8))), as_shapes(())
     (((10,),), ((3, 8, 8),), ((10,), (3, 8, 8)), ())
     """
+    if not isinstance(value, int | Sequence) or isinstance(value, str):
+        raise ShapeError(f"shapes are an int, a tuple of ints or a tuple of those, got {value!r}")
     if isinstance(value, int) or (len(value) > 0 and all(isinstance(v, int) for v in value)):
         return (as_shape(value),)
     return tuple(as_shape(v) for v in value)

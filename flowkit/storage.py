@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flowkit._version import __version__
 from flowkit.encoding import Decoder, Encoder
-from flowkit.errors import StorageError
+from flowkit.errors import FlowkitError, MissingDependencyError, RegistryError, StorageError
 from flowkit.flow import Flow
 from flowkit.graph.files import read_graph, write_graph
 
@@ -53,7 +53,7 @@ def save(flow: Flow, path: str | os.PathLike) -> None:
     }
     if encoder.unwritable:
         where, what = next(iter(encoder.unwritable.items()))
-        raise StorageError(f"{where}: {what} has no written form: register its class or function with fk.register, or use a built-in one")
+        raise StorageError(f"{where}: {_in_one_line(what)} has no written form: register its class or function with fk.register, or use a built-in one")
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in named_state(flow)}
     content = serialize(tensors, metadata={HEADER: json.dumps(description)})
     with atomic_write(Path(path)) as temporary:
@@ -72,12 +72,14 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Flow:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise StorageError(f"'{path}' is not a whole flowkit file: its dtype is {description.get('dtype')!r}")
     try:
-        with torch.random.fork_rng(devices=[]), _default_dtype(dtype):
+        with torch.random.fork_rng(devices=[]), default_dtype(dtype):
             decoder = Decoder()
             graph = read_graph(description.get("graph"), decoder)
             base = decoder.decode(description.get("base"))
             flow = Flow(graph, base=base, base_given=description.get("base_given") or None)
-    except StorageError as error:
+    except (RegistryError, MissingDependencyError):
+        raise
+    except (FlowkitError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise StorageError(f"'{path}' cannot be read: {error}") from error
     _put_weights(flow, tensors, path)
     return flow.to(device).eval()
@@ -114,6 +116,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"this is flowkit {__version__}, which reads schema {SCHEMA}: update flowkit"
         )
     return description, tensors
+
+
+def _in_one_line(text: str) -> str:
+    """A repr as an error's sentence holds it; that of a module may have hundreds of lines."""
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"{line[:77]}..."
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -166,12 +174,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The default floating dtype for a while."""
+    before = torch.getdefault_dtype()
+    torch.setdefault_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.setdefault_dtype(before)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from flowkit.bijection import add_rows
 from flowkit.dry_run import output_shapes
 from flowkit.errors import ConfigError, FlowkitError, ShapeError
-from flowkit.registry import register
+from flowkit.registry import arguments_of, register
 from flowkit.shapes import Shape
 
 Recipe = Callable[[int, int], nn.Module]
@@ -128,7 +128,9 @@ class _Recipe:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        arguments = self._built_with  # type: ignore[attr-defined]
+        arguments = arguments_of(self)
+        if arguments is None:  # a subclass without a name of its own
+            return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
         parts = [repr(a) for a in arguments.args] + [f"{k}={v!r}" for k, v in arguments.kwargs.items()]
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,8 @@ def _bad(tensor: Tensor) -> str:
 
 
 def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max()) if difference.numel() else 0.0
+    # As infinity, for max() of several outputs would lose a NaN.
+    return float(difference.abs().nan_to_num(nan=math.inf, posinf=math.inf).max()) if difference.numel() else 0.0
 
 
 def _row_stds(outputs: tuple[Tensor, ...]) -> Tensor:

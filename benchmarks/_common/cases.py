@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import click
 import torch
@@ -89,5 +90,5 @@ def make(name: str, cls: type[fk.Bijection], example: Example, seed: int) -> Cas
     finally:
         torch.set_default_dtype(before)
     redraw_weights(bijection, seed)
-    detail = repr(example).removeprefix("Example(").removesuffix(")")
+    detail = shorten(repr(example).removeprefix("Example(").removesuffix(")"), 80, placeholder=" ...")
     return Case(name, detail, Subject(name, instance=bijection, seed=seed), bijection)

@@ -32,7 +32,7 @@ def redraw(flow: fk.Flow, deviation: float = DEVIATION, rows: int = 512) -> fk.F
     """
     dtype = next(flow.parameters()).dtype
     x = torch.randn(rows, *flow.network.in_shapes[0]).to(dtype)
-    for coupling in flow.network.nodes.values():
+    for coupling in flow.network.nodes.children():
         last = draw_layers([m for m in coupling.modules() if isinstance(m, nn.Linear | fk.subnets.FirstLayer)])
         for _ in range(3):  # the clamp is not linear: the second time is close, the third exact to a few digits
             last.weight.mul_(deviation / coupling.log_scales(x).std())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import flowkit as fk
+from flowkit.testing.subject import redraw_weights
 
 from .chains import DEVIATION, DIM, HIDDEN, draw_layers
 
@@ -188,6 +189,16 @@ def counterparts() -> Iterator[Counterpart]:
             yield Counterpart(op, "FrEIA", shape, _wrap(FreiaOp, "FrEIA.modules", freia, shape))
         if nflows and "nflows" in have:
             yield Counterpart(op, "nflows", shape, _wrap(NflowsOp, "nflows.transforms", nflows, shape))
+
+
+def random_weights(counterpart: Counterpart) -> fk.Bijection:
+    """A counterpart in eval mode, its weights moved away from the start."""
+    bijection = counterpart.build().eval()
+    redraw_weights(bijection, 0)
+    for name, buffer in bijection.named_buffers():
+        if name.endswith("initialized"):  # data-dependent initialisation would undo the random weights
+            buffer.fill_(True)
+    return bijection
 
 
 class _Small:

@@ -175,5 +175,7 @@ def _resumed(options: Mapping[str, Any]) -> tuple[Settings, Where]:
             raise ConfigError(
                 f"the run in '{folder}' has --{name.replace('_', '-')} {getattr(settings, name)}, and cannot go on with {value}"
             )
+    if options["steps"] is not None and options["steps"] < settings.steps:
+        raise ConfigError(f"the run in '{folder}' has --steps {settings.steps}: it can go on to more, not to {options['steps']}")
     changed = {name: options[name] for name in ("steps", "samples", "temperature") if options[name] is not None}
     return replace(settings, **changed), Where(folder, options["device"], True, options["download"])

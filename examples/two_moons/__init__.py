@@ -21,14 +21,14 @@ from flowkit.cli.output import console, run_folder, write_file
 from . import moons
 
 
-def build(blocks: int = 10, hidden: int = 64) -> fk.Flow:
+def build(blocks: int = 8, hidden: int = 64) -> fk.Flow:
     """x in the plane, given an integer label: affine couplings, each followed by a swap of the two coordinates."""
     graph = fk.Graph()
     label = graph.condition("label", (), dtype=torch.int64)
     one_hot = graph.features(fk.OneHot(2), label)
     x = graph.input("x", (2,))
     for _ in range(blocks):
-        x = graph.add(fk.AffineCoupling, x, given=one_hot, subnet=fk.MLP(hidden=(hidden, hidden), activation="silu"))
+        x = graph.add(fk.AffineCoupling, x, given=one_hot, subnet=fk.MLP(hidden=(hidden, hidden)))
         x = graph.add(fk.Permute, x)
     graph.output("z", x)
     return fk.Flow(graph)
@@ -75,7 +75,7 @@ def evaluate(flow: fk.Flow, count: int, device: str) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--steps", type=click.IntRange(min=1), default=1500, show_default=True, help="Training steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=1200, show_default=True, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True, help="Points a step.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/two-moons"), show_default=True, help="Where the files go; a folder with a run is kept.")
 @seed_option

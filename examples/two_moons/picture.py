@@ -84,6 +84,7 @@ def _curve(ax, losses: list[float], metrics: dict) -> None:
     entropy, nll = metrics["entropy_given_label"], metrics["nll_given_label"]
     ax.axhline(entropy, color=UPPER, linestyle="--", linewidth=1)
     ax.set_ylim(entropy - 0.15, entropy + 1.6)
+    ax.yaxis.tick_right()  # the labels at the edge of the picture, not between the panels
     ax.tick_params(colors=INK, labelsize=9)
     ax.xaxis.set_major_locator(_ticks())
     ax.yaxis.set_major_locator(_ticks())

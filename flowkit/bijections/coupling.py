@@ -119,6 +119,43 @@ class Coupling(Bijection):
         """The inverse without summing its log-det."""
         return torch.cat(self._transform(y, given, inverse=True)[0], 1)
 
+    def undo(
+        self,
+        outputs: Sequence[Tensor],
+        conditions: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor],
+        grad_log_det: Tensor,
+        wanted: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        """Reverse mode with one run of each subnet, which serves the inverse and the gradients; see `fk.Bijection`."""
+        halves, grads = list(outputs[0].split(self.sizes, 1)), list(grad_outputs[0].split(self.sizes, 1))
+        found: list[Tensor | None] = [None] * len(wanted)
+        grad_log = grad_log_det.reshape(-1, *[1] * (outputs[0].dim() - 1))
+        for i in reversed(range(len(self.steps))):
+            half, univariate = self.steps[i], self.univariates[i]
+            passive = halves[1 - half].detach().requires_grad_()
+            with torch.enable_grad():
+                predicted = self.subnets[i](passive, join(conditions))
+            raw = predicted.detach().requires_grad_()
+            parameters = raw.chunk(univariate.parameters_per_element, 1)
+            with torch.no_grad():
+                active = univariate.inverse(halves[half], *parameters)[0].detach()
+            own = [p for p in univariate.parameters() if p.requires_grad]
+            active.requires_grad_()
+            with torch.enable_grad():
+                y, log_derivative = univariate(active, *raw.chunk(univariate.parameters_per_element, 1))
+            grad_active, grad_raw, *grad_own = torch.autograd.grad(
+                (y, log_derivative), [active, raw, *own], (grads[half], grad_log.expand_as(log_derivative))
+            )
+            grad_passive, *rest = torch.autograd.grad(predicted, [passive, *wanted], grad_raw, allow_unused=True)
+            found = [b if a is None else a if b is None else a + b for a, b in zip(found, rest, strict=True)]
+            for parameter, grad in zip(own, grad_own, strict=True):
+                place = next(k for k, w in enumerate(wanted) if w is parameter)
+                found[place] = grad if found[place] is None else found[place] + grad
+            halves[half], grads[half] = active.detach(), grad_active
+            grads[1 - half] = grads[1 - half] + grad_passive
+        return [torch.cat(halves, 1)], [torch.cat(grads, 1)], found
+
     def log_scales(self, x: Tensor, *given: Any) -> Tensor:
         """The log-derivatives applied to x, `(B, channels transformed, ...)`."""
         return torch.cat(self._transform(x, given, inverse=False)[1], 1)

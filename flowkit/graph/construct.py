@@ -30,12 +30,15 @@ def build(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tupl
     keywords = {**config, "given": tuple(wire.shape for wire in given)} if given else dict(config)
     _check_signature(cls, name, given, keywords, len(inputs))
     try:
-        return cls(*[wire.shape for wire in inputs], **keywords)
+        part = cls(*[wire.shape for wire in inputs], **keywords)
     except (ShapeError, ConfigError, GraphError) as error:
         where = f"node '{name}' on {describe(inputs)}" + (f", given {describe(given)}" if given else "")
         raise type(error)(f"{where}: {error}") from error
     except TypeError as error:
         raise GraphError(f"node '{name}': {cls.__name__} cannot be constructed: {error}") from error
+    _compare(f"node '{name}': {cls.__name__} takes inputs of shape", part.in_shapes, inputs)
+    _compare(f"node '{name}': {cls.__name__} takes conditions of shape", part.condition_shapes, given)
+    return part
 
 
 def _check_signature(cls: type, name: str, given: tuple[Wire, ...], keywords: dict, count: int) -> None:
@@ -56,8 +59,10 @@ def _check_signature(cls: type, name: str, given: tuple[Wire, ...], keywords: di
     if not several and len(needed) > count:
         missing = [p.name for p in needed[count:]]
         raise GraphError(f"node '{name}': {cls.__name__} needs {listing(missing)}, which {count} wire(s) and no option gave")
-    if not several and count > 1 and len([p for p in positional if p.default is p.empty]) < count:
-        raise GraphError(f"node '{name}': {cls.__name__} takes one wire, got {count}")
+    required = [p for p in positional if p.default is p.empty]
+    if not several and count > max(1, len(required)):
+        takes = "one wire" if len(required) < 2 else f"at most {len(required)} wires"
+        raise GraphError(f"node '{name}': {cls.__name__} takes {takes}, got {count}")
 
 
 def check_instance(part: Bijection, name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict[str, Any]) -> None:

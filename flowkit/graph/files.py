@@ -67,7 +67,7 @@ def _write_node(node: Node, encoder: Encoder, first: dict[int, str], prefix: str
         first[id(node.module)] = node.name
         written["features" if node.kind == "features" else "part"] = encoder.encode(node.module, where)
     if node.kind == "features":
-        written["feature_shapes"] = _feature_shapes(node)
+        written["feature_shapes"] = shapes_of(node)
     written["inputs"] = [wire.name for wire in node.inputs]
     if node.given:
         written["given"] = [wire.name for wire in node.given]
@@ -76,7 +76,8 @@ def _write_node(node: Node, encoder: Encoder, first: dict[int, str], prefix: str
     return written
 
 
-def _feature_shapes(node: Node) -> Any:
+def shapes_of(node: Node) -> Any:
+    """The shapes of a feature net's outputs, as `graph.features(..., shapes=)` takes them."""
     shapes = [list(wire.shape) for wire in node.outputs]
     if node.keys == (None,):
         return shapes[0]

@@ -15,6 +15,7 @@ from flowkit.bijection import Bijection
 from flowkit.errors import FlowkitError, GraphError
 from flowkit.graph.construct import check_instance, probe
 from flowkit.graph.parts import Node, Wire, describe
+from flowkit.registry import frozen
 from flowkit.shapes import Shape, as_shape, listing
 
 Given = Wire | Sequence[Wire] | Mapping[str, Wire] | None
@@ -59,6 +60,8 @@ class Graph:
     def condition(self, name: str, shape: int | Sequence[int], dtype: torch.dtype | None = None) -> Wire:
         """A condition of this event shape; an integer dtype for labels, which `fk.OneHot` turns into vectors."""
         self._check_name(name)
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype.is_complex):
+            raise GraphError(f"condition '{name}': dtype must be a torch.dtype of integers or real numbers, got {dtype!r}")
         floating = dtype is None or dtype.is_floating_point
         wire = self._new_wire(name, as_shape(shape), "condition", None if floating else dtype)
         self.conditions.append(wire)
@@ -117,6 +120,7 @@ class Graph:
             from flowkit.graph.network import InvertibleNetwork
 
             part, config = InvertibleNetwork, {"graph": part, **config}
+        config = {key: frozen(value) for key, value in config.items()}
         cls = part if inspect.isclass(part) else type(part)
         name = self._node_name(name, cls)
         if not issubclass(cls, Bijection):
@@ -195,7 +199,8 @@ class Graph:
         """The graph that `to_dict` wrote.
 
         Raises:
-            GraphError: not such a dictionary, or one that holds what could not be written.
+            StorageError: not such a dictionary, or one that holds what could not be written.
+            GraphError: the described graph cannot be declared.
             RegistryError: it needs a plugin that is missing.
         """
         from flowkit.graph.files import graph_from_dict
@@ -224,7 +229,8 @@ class Graph:
 
     def _check_name(self, name: str) -> None:
         _check_identifier(name)
-        for thing in [*self.inputs, *self.conditions, *self.nodes]:
+        things: list[Wire | Node] = [*self.inputs, *self.conditions, *self.nodes]
+        for thing in things:
             if thing.name == name:
                 what = f"node '{name}'" if isinstance(thing, Node) else f"'{name}' {thing.shape}"
                 raise GraphError(f"the name '{name}' is taken already, by {what}")
@@ -233,7 +239,7 @@ class Graph:
         if name is not None:
             self._check_name(name)
             return name
-        taken = {thing.name for thing in [*self.inputs, *self.conditions, *self.nodes]}
+        taken = {wire.name for wire in (*self.inputs, *self.conditions)} | {node.name for node in self.nodes}
         base, number = snake_case(cls.__name__), 1
         while f"{base}_{number}" in taken:
             number += 1
@@ -266,7 +272,7 @@ class Graph:
         elif isinstance(given, Mapping):
             wires = self._by_name(name, part, given, config)
         else:
-            wires = [given] if isinstance(given, Wire) else list(given)
+            wires = list(given) if isinstance(given, list | tuple) else [given]
         if wires:
             self._check_wires(f"node '{name}' given", wires)
         return tuple(wires)
@@ -282,7 +288,7 @@ class Graph:
             raise GraphError(f"node '{name}' needs the conditions {listing(names)}: {', '.join(problems)}")
         return [given[n] for n in names]
 
-    def _check_condition_dtypes(self, name: str, cls: type, part: Bijection, conditions: tuple[Wire, ...]) -> None:
+    def _check_condition_dtypes(self, name: str, cls: type[Bijection], part: Bijection, conditions: tuple[Wire, ...]) -> None:
         inner = getattr(part, "graph", None)
         wanted = [w.dtype for w in inner.conditions] if isinstance(inner, Graph) else [None] * len(conditions)
         for wire, dtype in zip(conditions, wanted, strict=True):
@@ -290,6 +296,11 @@ class Graph:
                 raise GraphError(
                     f"node '{name}': {cls.__name__} cannot take the integer condition '{wire.name}' {wire.shape}: "
                     f"make it a vector with graph.features(fk.OneHot(n), {wire.name})"
+                )
+            if dtype is not None and wire.dtype is None:
+                raise GraphError(
+                    f"node '{name}': {cls.__name__} needs a condition of integers ({dtype}), '{wire.name}' {wire.shape} is "
+                    f"not: declare it with graph.condition('{wire.name}', {wire.shape}, dtype={dtype})"
                 )
 
     def _dry_run(self, net: nn.Module, name: str, wires: tuple[Wire, ...]) -> dict[str | int | None, Shape]:
@@ -316,6 +327,8 @@ def _check_identifier(name: str) -> None:
 
 
 def _declared_shapes(shapes: Any) -> dict[str | int | None, Shape]:
+    if isinstance(shapes, int):
+        return {None: as_shape(shapes)}
     if isinstance(shapes, Mapping):
         return {key: as_shape(shape) for key, shape in shapes.items()}
     if all(isinstance(size, int) for size in shapes):

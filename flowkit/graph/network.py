@@ -17,7 +17,7 @@ from flowkit.graph.graph import Graph
 from flowkit.graph.parts import Wire, describe
 from flowkit.graph.schedule import Step, make_schedule
 from flowkit.registry import register
-from flowkit.shapes import Shape, as_shapes
+from flowkit.shapes import Shape, as_shape, as_shapes
 
 Values = dict[int, Tensor]
 
@@ -79,7 +79,7 @@ class InvertibleNetwork(Bijection):
             raise GraphError(f"InvertibleNetwork needs a Graph, got {type(graph).__name__}")
         schedule = make_schedule(graph, tuple(also_used))
         super().__init__(*[wire.shape for wire in graph.inputs], given=[wire.shape for wire in graph.conditions])
-        self._check_shapes("inputs", tuple(in_shapes), graph.inputs)
+        self._check_shapes("inputs", tuple(as_shape(shape) for shape in in_shapes), graph.inputs)
         self._check_shapes("conditions", as_shapes(given), graph.conditions)
         self.graph = graph.snapshot()
         self.out_shapes = tuple(wire.shape for wire in graph.outputs.values())
@@ -99,7 +99,8 @@ class InvertibleNetwork(Bijection):
         self.reference: Tensor
         self.register_buffer("drift", torch.zeros(()), persistent=False)
         self.drift: Tensor
-        self.backprop, self.snapshots, self.chunk = "plain", 8, None
+        self.backprop, self.snapshots = "plain", 8
+        self.chunk: int | None = None
         self._schedule = schedule
         self._inputs = tuple(wire.index for wire in graph.inputs)
         self._conditions = tuple(wire.index for wire in graph.conditions)
@@ -250,6 +251,8 @@ class InvertibleNetwork(Bijection):
         if rows is not None:
             _repeat(values, step.takes, rows)
         outputs = named_outputs(net(*[values[i] for i in step.takes]))
+        if len(outputs) != len(step.keys) or any(key not in outputs for key in step.keys):  # shapes= said something else than what it returns
+            raise GraphError(f"features '{step.name}' returned the outputs {list(outputs)}, declared were {list(step.keys)}")
         values.update((i, outputs[key]) for i, key in zip(step.gives, step.keys, strict=True))
 
     def _given(self, step: Step, values: Values, prepared: dict | None, rows: int) -> tuple:

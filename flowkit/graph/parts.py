@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +66,11 @@ class Node:
     given: tuple[Wire, ...]
     outputs: tuple[Wire, ...]
     keys: tuple[str | int | None, ...] = ()
+
+    def __deepcopy__(self, memo: dict) -> Node:
+        new = memo[id(self)] = object.__new__(type(self))
+        new.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return new
 
     def __getstate__(self) -> dict[str, Any]:
         # A lambda among the options must not make the flow unpicklable: a pickle keeps its text.

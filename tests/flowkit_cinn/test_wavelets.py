@@ -142,7 +142,7 @@ def test_autocast_changes_no_bit(cls, dtype):
         assert torch.equal(op.inverse(op(exact)[0])[0], exact)
 
 
-@pytest.mark.parametrize("op", [DOWN[1], DOWN[3], UP[1], UP[3]], ids=repr)
+@pytest.mark.parametrize("op", [DOWN[1], UP[3]], ids=repr)
 def test_compiles_exports_and_transforms(op):
     x = torch.randn(2, *op.in_shapes[0])
     y, log_det = op(x)

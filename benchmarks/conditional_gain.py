@@ -1,0 +1,81 @@
+"""What the condition is worth: the colorization flow, and the same flow without any condition, trained alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import torch
+
+import flowkit as fk
+from flowkit.cli.catalog import EXAMPLES
+from flowkit.cli.options import device_option
+
+from ._common import Column, Report, Section, bench_options
+
+COLUMNS = (
+    Column("flow", ""),
+    Column("bits per dimension", "held-out photographs: -log2 q / D of normalised ab with the noise of training; lower is better", ".4f"),
+    Column("error", "bootstrap standard deviation of that mean, over photographs", ".4f"),
+    Column("parameters", "", ",d"),
+    Column("seconds", "of training and judging", ".0f"),
+)
+
+
+@click.command()
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps of each.  [default: the preset's]")
+@click.option("--data", default="bundled", show_default=True, help="As of `flowkit examples colorization`.")
+@device_option
+@bench_options
+def command(options: Any, steps: int | None, data: str, device: str) -> None:
+    """Measure what the photograph's lightness is worth to the colours."""
+    from flowkit_cinn.models import colorization_cinn
+    from flowkit_cinn.translation.sources import open_source
+
+    training, recipes, choices = (_example(part) for part in ("training", "recipes", "choices"))
+    recipe = recipes.RECIPES["demo"]
+    steps = min(steps or 2, 2) if options.quick else steps or recipe.steps
+    settings = choices.Settings(
+        data=data, preset="demo", steps=steps, batch_size=4 if options.quick else recipe.batch_size, lr=recipe.lr, noise=recipe.noise, seed=options.seed
+    )
+    sizes = {"size": 16, "photo_size": 16} if options.quick else {}
+    source = open_source(data)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, unconditional in (("given the lightness", False), ("without condition", True)):
+            torch.manual_seed(options.seed)
+            flow: fk.Flow = colorization_cinn("demo", unconditional=unconditional, **sizes)
+            start = time.perf_counter()
+            judged = training.train_and_judge(flow, source, settings, device=device)
+            yield {
+                "flow": name,
+                "bits per dimension": judged.mean,
+                "error": judged.error,
+                "parameters": sum(p.numel() for p in flow.parameters()),
+                "seconds": time.perf_counter() - start,
+            }
+
+    report = Report("conditional-gain", options, steps=steps, data=data, batch_size=settings.batch_size)
+    section = Section(f"Colorization, demo preset, {steps} steps", COLUMNS)
+    report.measure(section, rows(), 2)
+    given, without = (row["bits per dimension"] for row in section.rows)
+    section.note = f"the condition saves {without - given:.4f} bits per dimension"
+    click.echo(section.note)
+    report.finish(_plot)
+
+
+def _example(part: str) -> Any:
+    """A module of the colorization example: the benchmark trains as the example does."""
+    import importlib
+
+    package = EXAMPLES.module("colorization").__name__
+    return importlib.import_module(f"{package}.{part}")
+
+
+def _plot(figure: Any, report: Report) -> None:
+    axes, rows = figure.subplots(), report.sections[0].rows
+    axes.bar([r["flow"] for r in rows], [r["bits per dimension"] for r in rows], yerr=[r["error"] for r in rows], color=["#1f5fa8", "#d1602b"], width=0.5)
+    axes.set_ylabel("bits per dimension, held out")
+    axes.set_title(report.sections[0].title, loc="left", fontsize=11)
