@@ -31,6 +31,7 @@ _MODULES = {
     "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
     "flowkit.errors": (
         "BackpropError",
+        "BudgetWarning",
         "ConditionError",
         "ConfigError",
         "ConformanceError",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from flowkit.distributions import Base, DiagonalNormal, StandardNormal
     from flowkit.errors import (
         BackpropError,
+        BudgetWarning,
         ConditionError,
         ConfigError,
         ConformanceError,

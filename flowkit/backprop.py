@@ -16,6 +16,7 @@ kept: memory does not grow with depth but for the snapshots.
 | plain | all that autograd saves | nothing |
 | checkpoint | each block's input | each block, forward |
 | reverse | the outputs, a snapshot every few blocks | each block, inverse and forward |
+| auto | as reverse, and all of the last blocks, as many as a byte budget allows | the other blocks |
 
 Gradients are those of plain autograd: to rounding in float64, and within plain's own error in float32 as long as there
 are snapshots. (Pure inversion explodes silently in ill-conditioned flows: Behrmann et al., AISTATS 2021.)
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import BackpropError, ConfigError, DriftWarning
 
-MODES = ("plain", "checkpoint", "reverse")
+MODES = ("plain", "checkpoint", "reverse", "auto")
 DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
 
 
@@ -72,7 +73,7 @@ class Pass:
     """One forward pass that prepares a frugal backward: the running log-det, and where the next snapshot is due.
 
     Args:
-        mode: `"reverse"` or `"checkpoint"`.
+        mode: `"reverse"`, `"checkpoint"` or `"auto"`.
         snapshots: a snapshot every so many blocks; 0 for none.
         chunk: rows that a block takes at a time; None for all.
         drift: a tensor that takes the largest relative difference seen between an inverted and a saved value.
@@ -128,12 +129,14 @@ class _Step(torch.autograd.Function):
         inputs, rest = tensors[:count], tensors[2 * count + 1 :]
         conditions = rest[: len(part.condition_shapes)]
         ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
-        ctx.replay = None if torch.compiler.is_compiling() else _Replay(part, inputs[0])
+        simulated = torch.compiler.is_compiling() or inputs[0].is_meta
+        ctx.replay = None if simulated else _Replay(part, inputs[0])
         outputs, own = _in_chunks(part, inputs, conditions, chunk)
         if ctx.replay is not None:
             ctx.replay.ran()
-            held = {t.untyped_storage().data_ptr() for t in inputs}
-            outputs = tuple(y.clone() if y.untyped_storage().data_ptr() in held else y for y in outputs)
+        if not torch.compiler.is_compiling():
+            held = {t.untyped_storage()._cdata for t in inputs}
+            outputs = tuple(y.clone() if y.untyped_storage()._cdata in held else y for y in outputs)
         ctx.save_for_backward(*(inputs if keep else ()), *rest)
         return (*outputs, *[carrier(y) for y in outputs], tensors[2 * count] + own)
 
@@ -361,14 +364,18 @@ def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def check_options(mode: str, snapshots: int, chunk: int | None) -> None:
+def check_options(mode: str, snapshots: int, chunk: int | None, budget: int | None = None) -> None:
     """Refuse options of `Flow` that mean nothing.
 
     Raises:
-        ConfigError: an unknown mode, a negative number of blocks, a chunk below 1.
+        ConfigError: an unknown mode, a negative number of blocks, a chunk below 1, `"auto"` without a budget.
     """
     if mode not in MODES:
         raise ConfigError(f"backprop must be one of {', '.join(MODES)}, got {mode!r}")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+        raise ConfigError(f"budget, in bytes, must be None or a positive int, got {budget!r}")
+    if mode == "auto" and budget is None:
+        raise ConfigError("backprop='auto' needs a budget in bytes: fk.Flow(graph, backprop='auto', budget=2**30)")
     if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 0:
         raise ConfigError(f"snapshots, a snapshot every so many blocks, must be an int of 0 or more, got {snapshots!r}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):

@@ -53,5 +53,9 @@ class PluginWarning(UserWarning):
     """A plugin was found but could not be loaded."""
 
 
+class BudgetWarning(UserWarning):
+    """A byte budget that even reverse mode cannot keep."""
+
+
 class DriftWarning(UserWarning):
     """Inverted values have drifted from their snapshots: gradients are less accurate than plain ones."""

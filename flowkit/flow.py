@@ -39,9 +39,11 @@ class Flow(nn.Module):
         base: a distribution of z, an `fk.Base` or a module like one; or a callable that makes one from D (and, with
             `base_given`, `given=shapes`), such as the class `fk.DiagonalNormal`. Standard normal by default.
         base_given: the conditions of a conditional base: condition wires of the graph, features among them, or names.
-        backprop: `"plain"`; `"reverse"`, whose memory does not grow with depth but for the snapshots; `"checkpoint"`.
+        backprop: `"plain"`; `"reverse"`, whose memory does not grow with depth but for the snapshots; `"checkpoint"`;
+            `"auto"`, reverse with as many plain blocks as the budget allows.
         snapshots: in reverse mode, keep the value after every so many blocks; 0 for none (then float32 drifts with depth).
         chunk: in reverse mode and checkpoint, the rows that a block takes at a time; None for all.
+        budget: for `"auto"`, the bytes that a forward and backward pass may hold, gradients included.
 
     Attributes: `network`, `base`, `input_shapes`, `condition_shapes`, `latents` (dictionaries by name), `dim` (D).
 
@@ -66,6 +68,7 @@ class Flow(nn.Module):
         backprop: str = "plain",
         snapshots: int = 8,
         chunk: int | None = None,
+        budget: int | None = None,
     ):
         super().__init__()
         graph = network if isinstance(network, Graph) else _graph_of(network)
@@ -88,8 +91,9 @@ class Flow(nn.Module):
             self.latents[name] = (slice(self.dim, self.dim + numel(shape)), shape)
             self.dim += numel(shape)
         self.base: Any = _make_base(base, self.dim, self._base_shapes)
-        check_options(backprop, snapshots, chunk)
-        self.network.backprop, self.network.snapshots, self.network.chunk = backprop, snapshots, chunk
+        check_options(backprop, snapshots, chunk, budget)
+        self.network.backprop, self.network.snapshots = backprop, snapshots
+        self.network.chunk, self.network.budget = chunk, budget
 
     # ------------------------------------------------------------------ density and samples
 
@@ -167,12 +171,12 @@ class Flow(nn.Module):
 
     @property
     def backprop(self) -> str:
-        """How gradients are computed: `"plain"`, `"checkpoint"` or `"reverse"`, see `flowkit.backprop`; can be set."""
+        """How gradients are computed: `"plain"`, `"checkpoint"`, `"reverse"` or `"auto"`, see `flowkit.backprop`; can be set."""
         return self.network.backprop
 
     @backprop.setter
     def backprop(self, mode: str) -> None:
-        check_options(mode, self.network.snapshots, self.network.chunk)
+        check_options(mode, self.network.snapshots, self.network.chunk, self.network.budget)
         self.network.backprop = mode
 
     @property

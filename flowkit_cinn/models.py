@@ -88,7 +88,7 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
             Level(couplings=4, hidden=128, kernels=(1, 3), limit=0.6, keep=4),
         ),
         dense=Level(couplings=4, hidden=512, limit=0.6),
-        features={"channels": (64, 128, 128), "vector": 512},
+        features={"channels": (64, 128, 128), "vector": 512, "init": "torch"},
         clamp="atan",
         split_first=False,
         rebalance=0.5,

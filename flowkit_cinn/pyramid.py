@@ -60,6 +60,9 @@ class FeaturePyramid(nn.Module):
         first: the finest level has 1/2^first of the photograph's size.
         vector: also give a vector of so many values, last: LeakyReLU, average pooling of the coarsest level to 4 x 4,
             a linear layer.
+        init: `"kaiming"` draws the weights of `"small"` and of the adaptors such that features start at unit scale;
+            `"torch"` is PyTorch's default, as in the authors' code, with which each layer starts at about half the scale
+            of the one before, and deep levels near zero.
         weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in its
             cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one needs
             no network. None starts from random weights.
@@ -86,6 +89,7 @@ class FeaturePyramid(nn.Module):
         in_channels: int = 1,
         first: int = 0,
         vector: int | None = None,
+        init: str = "kaiming",
         *,
         weights: str | None = None,  # taken by _weights_used_once
     ):
@@ -99,6 +103,8 @@ class FeaturePyramid(nn.Module):
             raise fk.ConfigError(f"in_channels must be at least 1 and first at least 0, got {in_channels} and {first}")
         if vector is not None and vector < 1:
             raise fk.ConfigError(f"vector must be a positive int or None, got {vector!r}")
+        if init not in ("kaiming", "torch"):
+            raise fk.ConfigError(f"init must be 'kaiming' or 'torch', got {init!r}")
         self.in_channels, self.first = in_channels, first
         self.backbone = BACKBONES[backbone](in_channels, channels, first)
         self.adaptors = nn.ModuleList(
@@ -106,6 +112,12 @@ class FeaturePyramid(nn.Module):
             for width, c in zip(self.backbone.widths, channels, strict=True)
         )
         self.head = None if vector is None else _head(channels[-1], vector)
+        if init == "kaiming":
+            own = (self.backbone, self.adaptors, self.head) if backbone == "small" else (self.adaptors, self.head)
+            for module in (m for part in own if part is not None for m in part.modules()):
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
         """The maps, finest first, and the vector where there is one."""

@@ -16,6 +16,7 @@ from flowkit.graph.construct import build
 from flowkit.graph.graph import Graph
 from flowkit.graph.parts import Wire, describe
 from flowkit.graph.schedule import Step, make_schedule
+from flowkit.memory import plain_from
 from flowkit.registry import register
 from flowkit.shapes import Shape, as_shape, as_shapes
 
@@ -101,6 +102,8 @@ class InvertibleNetwork(Bijection):
         self.drift: Tensor
         self.backprop, self.snapshots = "plain", 8
         self.chunk: int | None = None
+        self.budget: int | None = None
+        self._cuts: dict[tuple, int] = {}
         self._schedule = schedule
         self._inputs = tuple(wire.index for wire in graph.inputs)
         self._conditions = tuple(wire.index for wire in graph.conditions)
@@ -114,7 +117,7 @@ class InvertibleNetwork(Bijection):
         inputs, values, prepared = self._arguments(inputs_and_conditions, len(self._inputs), "inputs")
         values.update(zip(self._inputs, inputs, strict=True))
         if self.backprop != "plain" and applies(list(values.values()), self):
-            return self._frugal(values, prepared)
+            return self._frugal(values, prepared, self._cut(values, prepared))
         log_det = self._run(self._schedule.forward, values, prepared, inputs[0], inverse=False)
         return _one_or_all([values[i] for i in self._outputs]), log_det
 
@@ -186,31 +189,51 @@ class InvertibleNetwork(Bijection):
 
     # ------------------------------------------------------------------ running
 
-    def _frugal(self, values: Values, prepared: dict | None) -> tuple[Output, Tensor]:
-        """Forward for a backward pass that recomputes: see `flowkit.backprop`."""
-        like = values[self._inputs[0]]
-        if not torch.compiler.is_compiling():
-            report_drift(self.drift)
+    def _frugal(self, values: Values, prepared: dict | None, cut: int) -> tuple[Output, Tensor]:
+        """Forward for a backward pass that recomputes the steps before `cut`: see `flowkit.backprop`."""
+        like, steps = values[self._inputs[0]], self._schedule.forward
         if prepared is not None:
             _repeat(values, tuple(values), like.shape[0])
         frugal = Pass(self.backprop, self.snapshots, self.chunk, self.drift, like)
         carriers = {i: carrier(values[i]) for i in self._inputs}
-        self._frugal_steps(frugal, values, carriers)
-        outputs, _ = frugal.anchor([values[i] for i in self._outputs], [carriers[i] for i in self._outputs])
-        return _one_or_all(list(outputs)), frugal.log_det
+        self._frugal_steps(frugal, steps[:cut], values, carriers)
+        live = list(carriers)
+        anchored, _ = frugal.anchor([values[i] for i in live], [carriers[i] for i in live])
+        values.update(zip(live, anchored, strict=True))
+        log_det = frugal.log_det
+        if cut < len(steps):
+            log_det = log_det + self._run(steps[cut:], values, None, like, inverse=False)
+        return _one_or_all([values[i] for i in self._outputs]), log_det
 
-    def _frugal_steps(self, frugal: Pass, values: Values, carriers: Values) -> None:
-        for step in self._schedule.forward:
+    def _cut(self, values: Values, prepared: dict | None) -> int:
+        """The first step that keeps what plain autograd keeps; found once for each batch size in mode auto."""
+        steps = len(self._schedule.forward)
+        if torch.compiler.is_compiling():
+            return steps
+        report_drift(self.drift)
+        if self.backprop != "auto" or self.budget is None:
+            return steps
+        like = values[self._inputs[0]]
+        key = (like.shape[0], like.dtype, torch.is_autocast_enabled(like.device.type), self.training, self.budget)
+        if key not in self._cuts:
+            rows = like.shape[0]
+            full = {i: v if v.shape[0] == rows else repeat_rows(v, rows) for i, v in values.items()}
+            self._cuts[key] = plain_from(self, full, self.budget)
+        return self._cuts[key]
+
+    def _frugal_steps(self, frugal: Pass, steps: Sequence[Step], values: Values, carriers: Values) -> None:
+        for step in steps:
             if step.features:
                 self._run_features(step, values)
                 continue
             part: Any = self.nodes._modules[step.name]
-            taken, hats, given = ([table[i] for i in wires] for table, wires in ((values, step.takes), (carriers, step.takes), (values, step.given)))
+            taken, given = [values[i] for i in step.takes], [values[i] for i in step.given]
+            hats = [carriers.pop(i) for i in step.takes]  # a carrier is used once, though its value may yet condition
             if isinstance(part, InvertibleNetwork):
                 inside = part.condition_values(*given)
                 inside.update(zip(part._inputs, taken, strict=True))
                 inner = dict(zip(part._inputs, hats, strict=True))
-                part._frugal_steps(frugal, inside, inner)
+                part._frugal_steps(frugal, part._schedule.forward, inside, inner)
                 outputs, hats = [inside[i] for i in part._outputs], [inner[i] for i in part._outputs]
             else:
                 outputs, hats = frugal.step(part, taken, hats, given)  # type: ignore[assignment]
@@ -218,7 +241,6 @@ class InvertibleNetwork(Bijection):
             carriers.update(zip(step.gives, hats, strict=True))
             for i in step.drops:
                 del values[i]
-                carriers.pop(i, None)
 
     def _arguments(self, arguments: tuple, count: int, what: str) -> tuple[tuple[Tensor, ...], Values, dict | None]:
         if len(arguments) == count + 1 and isinstance(arguments[-1], Prepared):

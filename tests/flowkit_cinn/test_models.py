@@ -1,0 +1,237 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowkit as fk
+from flowkit_cinn import ColorizationRecipe, ConditionalCoupling, FeaturePyramid, Level, colorization_cinn
+from flowkit_cinn.models import COLORIZATION
+
+PARAMETERS = {"demo": 0, "small": 11_010_760, "paper": 66_104_400}
+UNCONDITIONAL = {"demo": 0, "small": 0, "paper": 0}
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def layers(flow):
+    """The data's way through the flow: each node's class and the shapes that it makes."""
+    nodes = [node for node in flow.network.graph.nodes if node.kind == "bijection"]
+    return [(node.cls.__name__, *(wire.shape for wire in node.outputs)) for node in nodes]
+
+
+def blocks(coupling, shape, times, permuted=True):
+    return [(coupling, shape), ("Permute", shape)] * times if permuted else [(coupling, shape)] * times
+
+
+def test_small_layer_list():
+    flow = colorization_cinn("small")
+    haar = "HaarDownsample"
+    assert layers(flow) == [
+        *blocks("AffineCoupling", (2, 64, 64), 2, permuted=False),
+        (haar, (8, 32, 32)),
+        *blocks("AffineCoupling", (8, 32, 32), 4),
+        ("Split", (2, 32, 32), (6, 32, 32)),
+        (haar, (8, 16, 16)),
+        *blocks("AffineCoupling", (8, 16, 16), 4),
+        ("Split", (4, 16, 16), (4, 16, 16)),
+        ("Flatten", (1024,)),
+        *blocks("AffineCoupling", (1024,), 4),
+    ]
+    assert flow.input_shapes == {"ab": (2, 64, 64)}
+    assert flow.condition_shapes == {"photo": (1, 64, 64)}
+    assert {name: shape for name, (_, shape) in flow.latents.items()} == {
+        "detail_32": (6, 32, 32),
+        "detail_16": (4, 16, 16),
+        "coarse": (1024,),
+    }
+
+
+def test_small_subnets_clamps_and_conditions():
+    flow = colorization_cinn("small")
+    couplings = [module for module in flow.network.modules() if isinstance(module, fk.AffineCoupling)]
+    assert [c.limit for c in couplings] == [1.0] * 2 + [1.0] * 4 + [0.6] * 4 + [0.6] * 4
+    assert {(c.clamp, len(c.subnets)) for c in couplings} == {("atan", 2)}
+    assert [c.condition_shapes for c in couplings] == [
+        *[((64, 64, 64),)] * 2,
+        *[((128, 32, 32),)] * 4,
+        *[((128, 16, 16),)] * 4,
+        *[((512,),)] * 4,
+    ]
+    weights = [[tuple(p.shape) for p in c.subnets[0].parameters() if p.dim() > 1] for c in couplings]
+    assert weights == [
+        *[[(32, 65, 3, 3), (2, 32, 3, 3)]] * 2,
+        *[[(64, 132, 1, 1), (8, 64, 1, 1)], [(64, 132, 3, 3), (8, 64, 3, 3)]] * 2,
+        *[[(128, 132, 1, 1), (8, 128, 1, 1)], [(128, 132, 3, 3), (8, 128, 3, 3)]] * 2,
+        *[[(512, 1024), (1024, 512)]] * 4,
+    ]
+    haars = [m for m in flow.network.modules() if type(m).__name__ == "HaarDownsample"]
+    assert [(haar.rebalance, haar.group) for haar in haars] == [(0.5, "channel")] * 2
+
+
+def test_small_starts_as_the_authors_do():
+    flow = colorization_cinn("small")
+    for coupling in (m for m in flow.network.modules() if isinstance(m, fk.AffineCoupling)):
+        for parameter in coupling.parameters():
+            assert parameter.abs().max() > 0
+            if parameter.numel() > 1000:
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.15)
+    pyramid = next(m for m in flow.network.modules() if isinstance(m, FeaturePyramid))
+    bound = 1 / math.sqrt(9 * 128)  # PyTorch's default, uniform
+    assert 0.9 * bound < pyramid.backbone.stages[2][1].weight.abs().max() <= bound
+
+
+def test_paper_layer_list():
+    with torch.device("meta"):
+        flow = colorization_cinn("paper")
+    haar, ccb = "HaarDownsample", "ConditionalCoupling"
+    assert layers(flow) == [
+        *blocks(ccb, (2, 64, 64), 4),
+        (haar, (8, 32, 32)),
+        ("Split", (4, 32, 32), (4, 32, 32)),
+        *blocks(ccb, (4, 32, 32), 6),
+        (haar, (16, 16, 16)),
+        ("Split", (8, 16, 16), (8, 16, 16)),
+        *blocks(ccb, (8, 16, 16), 6),
+        (haar, (32, 8, 8)),
+        ("Split", (16, 8, 8), (16, 8, 8)),
+        *blocks(ccb, (16, 8, 8), 6),
+        ("Flatten", (1024,)),
+        *blocks(ccb, (1024,), 8),
+    ]
+    couplings = [m for m in flow.network.modules() if isinstance(m, ConditionalCoupling)]
+    assert len(couplings) == 22 + 8
+    assert [c.subnets[0].first.weight.shape[0] for c in couplings] == [32] * 4 + [64] * 6 + [128] * 6 + [256] * 6 + [512] * 8
+    assert couplings[-1].condition_shapes == ((512,),)
+    assert flow.condition_shapes == {"photo": (1, 256, 256)}
+
+
+def test_demo_layer_list():
+    flow = colorization_cinn("demo")
+    haar, ccb = "HaarDownsample", "ConditionalCoupling"
+    assert layers(flow) == []
+
+
+@pytest.mark.parametrize("preset", list(COLORIZATION))
+def test_parameter_counts(preset):
+    for unconditional, expected in ((False, PARAMETERS), (True, UNCONDITIONAL)):
+        with torch.device("meta"):
+            assert count(colorization_cinn(preset, unconditional=unconditional)) == expected[preset]
+
+
+def test_parameter_count_of_small_by_hand():
+    convolution = lambda c_in, c_out, k: k * k * c_in * c_out + c_out  # noqa: E731
+    pyramid = convolution(1, 64, 3) + convolution(64, 64, 3) + convolution(64, 128, 3) + 2 * convolution(128, 128, 3) + 2048 * 512 + 512
+    full = 2 * 2 * (convolution(1 + 64, 32, 3) + convolution(32, 2, 3))
+    half = 2 * 2 * sum(convolution(4 + 128, 64, k) + convolution(64, 8, k) for k in (1, 3))
+    quarter = 2 * 2 * sum(convolution(4 + 128, 128, k) + convolution(128, 8, k) for k in (1, 3))
+    dense = 4 * 2 * ((512 + 512) * 512 + 512 + 512 * 1024 + 1024)
+    assert PARAMETERS["small"] == pyramid + full + half + quarter + dense
+
+
+@pytest.mark.parametrize("preset", ["demo", "small"])
+def test_unconditional_is_the_same_flow_without_conditions(preset):
+    conditional, unconditional = colorization_cinn(preset), colorization_cinn(preset, unconditional=True)
+    assert unconditional.condition_shapes == {}
+    assert unconditional.latents == conditional.latents
+    same = [(name.replace("ConditionalCoupling", "AffineCoupling"), *shapes) for name, *shapes in layers(conditional)]
+    assert layers(unconditional) == same
+    assert unconditional.sample((2,)).shape == (2, 2, 64, 64)
+
+
+def redraw(flow):
+    """Every parameter anew, such that the log-scales have a standard deviation of 0.1 to 0.3."""
+    for module in flow.network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, fk.AffineCoupling):
+            for subnet in module.subnets:
+                for name, parameter in subnet.named_parameters():
+                    fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
+                    gain = 0.15 if name.startswith("rest") else 1.0  # the last layer decides the log-scale
+                    nn.init.normal_(parameter, std=gain / math.sqrt(fan_in))
+        elif isinstance(module, fk.ActNorm):
+            nn.init.normal_(module.location, std=0.3)
+            nn.init.normal_(module.log_scale, std=0.1)
+    return flow
+
+
+@pytest.mark.parametrize("preset", ["demo", "small"])
+def test_float32_round_trip_with_all_weights_redrawn(preset):
+    torch.set_default_dtype(torch.float32)
+    flow = redraw(colorization_cinn(preset)).eval()
+    x, photo = torch.randn(2, 2, 64, 64), torch.randn(2, 1, 64, 64)
+    z, log_det = flow(x, given=photo)
+    back, log_det_back = flow.inverse(z, given=photo)
+    assert (back - x).abs().max() <= 1e-5
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-5, atol=1e-2)
+    scales = [r.scale_range for r in flow.trace(x, given=photo) if "coupling" in r.name]
+    assert len(scales) == 14 if preset == "small" else scales
+    assert all(high - low > 0.2 for low, high in scales)
+
+
+def test_log_det_is_the_jacobians():
+    flow = colorization_cinn("demo", size=8, photo_size=8)
+    redraw(flow).eval()
+    x, photo = torch.randn(1, 2, 8, 8), torch.randn(1, 1, 8, 8)
+    matrix = torch.autograd.functional.jacobian(lambda flat: flow(flat.reshape(x.shape), given=photo)[0][0], x.flatten())
+    log_det = flow(x, given=photo)[1]
+    torch.testing.assert_close(torch.linalg.slogdet(matrix).logabsdet, log_det[0], atol=1e-9, rtol=1e-9)
+
+
+def test_gradients_reach_every_parameter():
+    flow = redraw(colorization_cinn("demo", size=16, photo_size=16))
+    flow.log_prob(torch.randn(2, 2, 16, 16), given=torch.randn(2, 1, 16, 16)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
+
+
+def test_a_file_holds_it(tmp_path):
+    flow = redraw(colorization_cinn("demo", size=16, photo_size=16)).eval()
+    fk.save(flow, tmp_path / "model.safetensors")
+    loaded = fk.load(tmp_path / "model.safetensors")
+    x, photo = torch.randn(2, 2, 16, 16), torch.randn(2, 1, 16, 16)
+    assert torch.equal(loaded.log_prob(x, given=photo), flow.log_prob(x, given=photo))
+
+
+def test_the_seed_determines_it():
+    flows = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        flows.append(colorization_cinn("demo").state_dict())
+    assert list(flows[0]) == list(flows[1])
+    assert all(torch.equal(flows[0][key], flows[1][key]) for key in flows[0])
+
+
+def test_overrides_change_the_recipe():
+    flow = colorization_cinn("small", size=32, photo_size=32, rebalance=1.0)
+    assert flow.input_shapes == {"ab": (2, 32, 32)}
+    assert COLORIZATION["small"].size == 64
+    tiny = colorization_cinn(
+        "demo",
+        size=8,
+        photo_size=8,
+        levels=(Level(), Level(couplings=1, hidden=4, keep=2)),
+        dense=Level(couplings=1, hidden=4),
+        features={"channels": (3,), "first": 1, "vector": 2},
+        normalize=False,
+    )
+    assert layers(tiny) == [
+        ("HaarDownsample", (8, 4, 4)),
+        *blocks("ConditionalCoupling", (8, 4, 4), 1),
+        ("Split", (2, 4, 4), (6, 4, 4)),
+        ("Flatten", (32,)),
+        *blocks("ConditionalCoupling", (32,), 1),
+    ]
+    assert isinstance(COLORIZATION["demo"], ColorizationRecipe)
+
+
+def test_refused_in_one_sentence():
+    with pytest.raises(fk.ConfigError, match="preset must be one of demo, small, paper, got 'large'"):
+        colorization_cinn("large")
+    with pytest.raises(fk.ConfigError, match="colorization_cinn can override levels, dense, .* not depth"):
+        colorization_cinn("demo", depth=3)
+    with pytest.raises(fk.ConfigError, match="need 3 maps and a vector, and features=.* gives 2 features in all"):
+        colorization_cinn("demo", features={"channels": (4, 4)})
