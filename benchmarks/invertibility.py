@@ -14,11 +14,12 @@ from flowkit.diagnostics import round_trip
 
 from ._common import Column, Report, Section, bench_options, colorization
 from ._common.cases import Case, cases
-from ._common.chains import chain, double_weights, redraw
+from ._common.chains import REDRAWN, chain, double_weights, redraw
 from ._common.networks import Network, coupling_chain
-from ._common.peers import Counterpart, counterparts, installed, peer_chain, random_weights
+from ._common.peers import Counterpart, counterparts, installed, peer_chain, quiet, random_weights
 
 TARGET_DEPTH, TARGET = 256, 1e-5
+MISS = 0.01
 
 NORMAL = "standard normal input: the largest absolute error |inverse(forward(x)) - x|"
 BY_DTYPE = (
@@ -86,12 +87,11 @@ def _op_row(case: Case, rows: int) -> dict[str, Any]:
 
 
 def _measure_networks(report: Report, rows: int, steps: int, quick: bool) -> None:
-    columns = (Column("network", ""), Column("weights", ""), *BY_DTYPE, *BY_SCALE, LOG_DETS)
-    note = "redrawn: all weights, log-scales of standard deviation 0.1 in the chain."
+    columns = (Column("network", ""), Column("weights", REDRAWN), *BY_DTYPE, *BY_SCALE, LOG_DETS)
     networks = list(coupling_chain(8 if quick else 64, steps))
     if colorization.is_available():
         networks += colorization.small_colorization(steps, quick)
-    report.measure(Section("Networks", columns, note=note), (_network_row(n, 4 if quick else 16) for n in networks), len(networks))
+    report.measure(Section("Networks", columns), (_network_row(n, 4 if quick else 16) for n in networks), len(networks))
 
 
 def _network_row(network: Network, rows: int) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _depth_section() -> Section:
         Column("couplings", "affine couplings one after the other, 64 values, hidden layers 128 and 128", "d"),
         *BY_DTYPE,
         *(Column(peer, f"{peer}'s couplings, same depth, widths and log-scales: float32", ".1e") for peer in installed()),
-        Column("weights doubled", "every parameter times two, float32: the error where all is finite, else the first bad node"),
+        Column("weights doubled", "every parameter times two, float32: the error where all is finite, and the first node (by flow.trace) that goes wrong"),
     )
     note = f"All weights redrawn: log-scales of standard deviation 0.1. Target: float32 at most {TARGET:.0e} at depth {TARGET_DEPTH}."
     return Section("Depth", columns, note=note)
@@ -116,29 +116,42 @@ def _depth_row(depth: int, rows: int) -> dict[str, Any]:
     x = torch.randn(rows, 64, dtype=torch.float32)
     row: dict[str, Any] = {"couplings": depth, **_by_dtype(flow, x, None)}
     for peer in installed():
-        row[peer] = round_trip(peer_chain(peer, depth).float(), x).error
+        with quiet():
+            row[peer] = round_trip(peer_chain(peer, depth).float(), x).error
     double_weights(flow)
     return row | {"weights doubled": _first_bad(flow, x)}
 
 
 def _first_bad(flow: fk.Flow, x: torch.Tensor) -> str:
-    result = round_trip(flow, x)
+    result, trace = round_trip(flow, x), flow.trace(x)
     if result.finite:
-        return f"finite, {result.error:.1e} (values up to {result.largest:.0e})"
-    bad = flow.trace(x).first_bad(tolerance=float("inf"))
-    return f"first bad node: {bad.name}" if bad else "every node alone is finite, there and back"
+        bad = trace.first_bad(MISS)
+        return f"finite, {result.error:.1e}" + (f"; first node to miss by {MISS}: {bad.name}" if bad else "")
+    bad = trace.first_bad(tolerance=float("inf"))
+    return f"first node not finite: {bad.name}" if bad else "not finite, though every node alone is"
 
 
 def _peer_row(counterpart: Counterpart, rows: int) -> dict[str, Any]:
     row: dict[str, Any] = {"op": counterpart.op, "implementation": counterpart.implementation}
     x = torch.randn(rows, *counterpart.shape, dtype=torch.float32)
     try:
-        bijection = random_weights(counterpart).float()
-        row |= _by_dtype(bijection, x.clone(), None)
-        row["x 10"] = round_trip(bijection, 10 * x).relative
+        with quiet():
+            bijection = random_weights(counterpart).float()
+            row |= _by_dtype(bijection, x.clone(), None)
+            row["x 10"] = round_trip(bijection, 10 * x).relative
+            row["remark"] = "changes its argument" if _changes_argument(bijection, x) else None
     except Exception as error:  # a peer that fails is a finding
         row["remark"] = f"raises {type(error).__name__}: {' '.join(str(error).split())[:60]}"
     return row
+
+
+def _changes_argument(bijection: fk.Bijection, x: torch.Tensor) -> bool:
+    with torch.no_grad():
+        given, z = x.clone(), bijection(x.clone())[0]
+        bijection(given)
+        kept = z.clone()
+        bijection.inverse(z)
+    return not (torch.equal(given, x) and torch.equal(z, kept))
 
 
 def _plot(figure: Any, report: Report) -> None:

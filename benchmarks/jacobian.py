@@ -11,13 +11,13 @@ import click
 import torch
 
 from flowkit.bijection import as_tuple
-from flowkit.diagnostics import jacobian, log_det_cost, log_det_error
+from flowkit.diagnostics import log_det_cost, log_det_error
 
 from ._common import Column, Report, Section, bench_options, colorization
 from ._common.cases import Case, cases
-from ._common.chains import chain, redraw
+from ._common.chains import REDRAWN, chain, redraw
 from ._common.networks import Network, coupling_chain
-from ._common.peers import Counterpart, counterparts, random_weights
+from ._common.peers import Counterpart, counterparts, quiet, random_weights
 
 ROWS = 4  # whose Jacobians are computed
 TIMED_ROWS = 256
@@ -54,7 +54,7 @@ def command(options: Any, only: tuple[str, ...], steps: int, rounds: int) -> Non
     note = "Weights random, far from the identity."
     report.measure(Section("Registered bijections", columns, note=note), (_op_row(c, rounds) for c in found), len(found))
     if not only:
-        columns = (Column("network", ""), Column("weights", ""), DIMENSIONS, *EXACTNESS, FLOAT32, *STRETCH, *COST)
+        columns = (Column("network", ""), Column("weights", REDRAWN), DIMENSIONS, *EXACTNESS, FLOAT32, *STRETCH, *COST)
         total = 6 + 3 * colorization.is_available()
         report.measure(Section("Networks", columns), _network_rows(steps, rounds, quick), total)
         columns = (Column("op", ""), Column("implementation", ""), *EXACTNESS, FLOAT32, *STRETCH, *COST, Column("remark", ""))
@@ -66,9 +66,7 @@ def command(options: Any, only: tuple[str, ...], steps: int, rounds: int) -> Non
 def _figures(bijection: Any, x: Any, given: Any) -> dict[str, Any]:
     """Exactness and stretch, of a bijection in float32 or float64."""
     errors = log_det_error(bijection, x, given)
-    matrix = jacobian(bijection, x, given)
-    values = torch.linalg.svdvals(matrix)
-    reference = torch.linalg.slogdet(matrix).logabsdet
+    values, reference = errors.singular_values, errors.log_abs_det
     single = copy.deepcopy(bijection).float()
     with torch.no_grad():
         log_det = getattr(single, "network", single)(*_single(x), *_single(given))[1]
@@ -79,7 +77,7 @@ def _figures(bijection: Any, x: Any, given: Any) -> dict[str, Any]:
         "smallest": values.min().item(),
         "largest": values.max().item(),
         "condition": statistics.median((values[:, 0] / values[:, -1]).tolist()),
-        "D": matrix.shape[-1],
+        "D": values.shape[-1],
     }
 
 
@@ -114,7 +112,7 @@ def _network_rows(steps: int, rounds: int, quick: bool) -> Iterator[dict[str, An
         flow = redraw(chain(depth).float()).eval()
         yield _network_row(Network(f"chain of {depth} couplings", "redrawn", flow, lambda r: (torch.randn(r, 64, dtype=torch.float32), None)), rounds)
     if colorization.is_available():  # at 16 x 16: a Jacobian of 8192 x 8192 takes hours
-        yield from (_network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=16))
+        yield from (_network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=8 if quick else 16))
 
 
 def _network_row(network: Network, rounds: int) -> dict[str, Any]:
@@ -128,9 +126,10 @@ def _peer_row(counterpart: Counterpart, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"op": counterpart.op, "implementation": counterpart.implementation}
     shape = counterpart.shape
     try:
-        bijection = random_weights(counterpart).float()
-        row |= _figures(bijection, torch.randn(ROWS, *shape, dtype=torch.float32), None)
-        row |= _cost(bijection, torch.randn(TIMED_ROWS, *shape, dtype=torch.float32), None, rounds)
+        with quiet():
+            bijection = random_weights(counterpart).float()
+            row |= _figures(bijection, torch.randn(ROWS, *shape, dtype=torch.float32), None)
+            row |= _cost(bijection, torch.randn(TIMED_ROWS, *shape, dtype=torch.float32), None, rounds)
     except Exception as error:  # a peer that fails is a finding
         row["remark"] = f"raises {type(error).__name__}: {' '.join(str(error).split())[:60]}"
     if max(row.get("forward", 0.0), row.get("inverse", 0.0)) > 1e-6:

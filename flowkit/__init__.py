@@ -28,6 +28,7 @@ _MODULES = {
         "Split",
         "Squeeze",
     ),
+    "flowkit.compilation": ("compile",),
     "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
     "flowkit.errors": (
         "BackpropError",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         Split,
         Squeeze,
     )
+    from flowkit.compilation import compile
     from flowkit.distributions import Base, DiagonalNormal, StandardNormal
     from flowkit.errors import (
         BackpropError,

@@ -61,6 +61,10 @@ class Bijection(nn.Module):
         self.in_shapes = self.out_shapes = tuple(as_shape(shape) for shape in in_shapes)
         self.condition_shapes = as_shapes(given)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("inverse", "inverse_only")}  # compiled ones are not copied
+
     # `Any` twice, so that a subclass may name its own arguments.
     def forward(self, *inputs_and_conditions: Any, **_: Any) -> tuple[Output, Tensor]:
         """Data to latent: `(output, log_det)`."""

@@ -123,8 +123,8 @@ def _resized_image(image: Tensor, size: Shape) -> Tensor:
 class OneHot(nn.Module):
     """Integer labels `(B,)` as one-hot vectors `(B, n)` of the module's floating dtype.
 
-    Labels out of range are refused, which waits for the device that holds them; in a compiled graph, where nothing can
-    be refused, they give a row of zeros.
+    Labels out of range are refused, which waits for the device that holds them; in a compiled graph and under vmap,
+    where nothing can be refused, they give a row of zeros.
 
     Args:
         n: how many classes, at least 1.
@@ -155,10 +155,16 @@ class OneHot(nn.Module):
         if labels.dim() != 1:
             raise ConditionError(f"OneHot needs labels of shape (), one a row, got shape {tuple(labels.shape[1:])}")
         if not (labels.is_meta or torch.compiler.is_compiling()) and labels.numel():
-            low, high = (int(value) for value in labels.aminmax())
-            if low < 0 or high >= self.n:
-                raise ConditionError(f"OneHot needs labels from 0 to {self.n - 1}, got {low if low < 0 else high}")
+            self._check_range(labels)
         return (labels.unsqueeze(1) == self.classes).to(self.like.dtype)
+
+    def _check_range(self, labels: Tensor) -> None:
+        try:
+            low, high = (int(value) for value in labels.aminmax())
+        except RuntimeError:  # under vmap, and for fake tensors, there is no value to look at
+            return
+        if low < 0 or high >= self.n:
+            raise ConditionError(f"OneHot needs labels from 0 to {self.n - 1}, got {low if low < 0 else high}")
 
     def extra_repr(self) -> str:
         """How many classes."""

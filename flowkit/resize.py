@@ -36,6 +36,8 @@ def resized(flow: Flow, shapes: Mapping[str, Any]) -> Flow:
         _share(flow.network, network, "")
         new = Flow(network, base=_resized_base(flow), base_given=names or None)
     new.training = flow.training
+    for option in ("backprop", "snapshots", "chunk", "budget"):
+        setattr(network, option, getattr(flow.network, option))
     return new
 
 

@@ -176,11 +176,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """The default floating dtype for a while."""
-    before = torch.getdefault_dtype()
-    torch.setdefault_dtype(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.setdefault_dtype(before)
+        torch.set_default_dtype(before)
 
 

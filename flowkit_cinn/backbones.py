@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -49,15 +50,16 @@ class Backbone(nn.Module):
 
     def load_imagenet(self) -> None:
         """Fetch torchvision's ImageNet weights, or raise."""
-        raise fk.ConfigError(f"weights='imagenet' exist for the backbones 'vgg16' and 'resnet18', not for {type(self).__name__}")
+        name = type(self).__name__
+        raise fk.ConfigError(f"weights='imagenet' exist for the backbones 'vgg16' and 'resnet18', not for {name}")
 
 
 class Small(Backbone):
     """A VGG-like net of 3 x 3 convolutions and LeakyReLU: with channels (64, 128, 128) the authors' minimal example.
 
-    The first stage has a convolution at full size and then one at stride 1, or `first` of them at stride 2; each further
-    stage a convolution that widens, where the channels change, and one at stride 2. A level is its last convolution's
-    output, before the LeakyReLU.
+    The first stage has a convolution at full size and then one at stride 1, or `first` of them at stride 2; each
+    further stage a convolution that widens, where the channels change, and one at stride 2. A level is its last
+    convolution's output, before the LeakyReLU.
     """
 
     free_channels = True
@@ -68,7 +70,7 @@ class Small(Backbone):
         c = channels[0]
         strides = (2,) * first or (1,)
         self.stages.append(_alternate(_conv(in_channels, c), *(_conv(c, c, stride=s) for s in strides)))
-        for c_in, c_out in zip(channels, channels[1:], strict=False):
+        for c_in, c_out in pairwise(channels):
             widening = [] if c_in == c_out else [_conv(c_in, c_out)]
             self.stages.append(nn.Sequential(nn.LeakyReLU(), *_alternate(*widening, _conv(c_out, c_out, stride=2))))
 
@@ -108,7 +110,7 @@ class Zhang(Backbone):
             nn.ReLU(),
         ]
         self.stages.append(nn.Sequential(*blocks))
-        for c_in, c_out in zip(channels, channels[1:], strict=False):
+        for c_in, c_out in pairwise(channels):
             self.stages.append(nn.Sequential(_conv(c_in, c_out, stride=2), nn.ReLU(), nn.BatchNorm2d(c_out)))
 
 
@@ -121,7 +123,8 @@ class _ImageNet(Backbone):
     def __init__(self, in_channels: int):
         super().__init__()
         if in_channels not in (1, 3):
-            raise fk.ConfigError(f"{type(self).__name__} needs in_channels 1 (normalised L) or 3 (RGB in 0..1), got {in_channels}")
+            name = type(self).__name__
+            raise fk.ConfigError(f"{name} needs in_channels 1 (normalised L) or 3 (RGB in 0..1), got {in_channels}")
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         # L arrives as (L - mean) / std: back to 0..100, to 0..1, then ImageNet's own, all in one affine map.
         gain, bias = (LIGHTNESS_STD / MAX_LIGHTNESS, LIGHTNESS_MEAN / MAX_LIGHTNESS) if in_channels == 1 else (1.0, 0.0)
@@ -130,14 +133,15 @@ class _ImageNet(Backbone):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The maps, finest first."""
-        return super().forward(torch.addcmul(self.offset, image, self.scale))  # broadcasting repeats L to three channels
+        three = torch.addcmul(self.offset, image, self.scale)  # broadcasting repeats L
+        return super().forward(three)
 
-    def _cut(self, stages: list[nn.Module], first: int, levels: int) -> nn.ModuleList:
+    def _cut(self, stages: Sequence[nn.Module], first: int, levels: int) -> nn.ModuleList:
         """The stages that the levels need; those before the first level become one with it."""
         if first + levels > len(stages):
             raise fk.ConfigError(
-                f"{type(self).__name__} has {len(stages)} levels, down to 1/{2 ** (len(stages) - 1)} of the photograph's size, "
-                f"and {levels} levels from 1/{2**first} on were asked for"
+                f"{type(self).__name__} has {len(stages)} levels, down to 1/{2 ** (len(stages) - 1)} of the "
+                f"photograph's size, and {levels} levels from 1/{2**first} on were asked for"
             )
         finest = nn.Sequential(*stages[: first + 1]) if first else stages[0]
         return nn.ModuleList([finest, *stages[first + 1 : first + levels]])
@@ -167,14 +171,14 @@ class VGG16(_ImageNet):
     def load_imagenet(self) -> None:
         """Fetch torchvision's `VGG16_Weights.IMAGENET1K_V1`."""
         state = fetch("vgg16")
-        theirs = [key.removesuffix(".weight") for key in state if key.startswith("features.") and key.endswith(".weight")]
+        theirs = [key.removesuffix(".weight") for key in state if key.startswith("features.") and "weight" in key]
         mine = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
         for module, key in zip(mine, theirs, strict=False):  # the pyramid may end before VGG does
             module.load_state_dict({"weight": state[f"{key}.weight"], "bias": state[f"{key}.bias"]})
 
 
 class ResNet18(_ImageNet):
-    """torchvision's ResNet-18: levels are the normalised image itself (3 channels), the stem, and each of its four layers.
+    """torchvision's ResNet-18: levels are the normalised image itself, the stem, and each of its four layers.
 
     Source: K. He, X. Zhang, S. Ren, J. Sun, Deep Residual Learning for Image Recognition, CVPR 2016.
     """
@@ -193,7 +197,12 @@ class ResNet18(_ImageNet):
         self.stages.load_state_dict(theirs.state_dict())
 
 
-BACKBONES: dict[str, type[Backbone]] = {"small": Small, "zhang": Zhang, "vgg16": VGG16, "resnet18": ResNet18}
+BACKBONES: dict[str, Callable[[int, Sequence[int], int], Backbone]] = {
+    "small": Small,
+    "zhang": Zhang,
+    "vgg16": VGG16,
+    "resnet18": ResNet18,
+}
 
 
 def fetch(name: str) -> dict[str, Tensor]:
@@ -208,8 +217,8 @@ def fetch(name: str) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise PretrainedWeightsError(
-            f"the ImageNet weights of {name} could not be had ({type(error).__name__}: {error}): build it once where there "
-            f"is a network, which fills torchvision's cache, or pass weights=None to start from random weights"
+            f"the ImageNet weights of {name} could not be had ({type(error).__name__}: {error}): build it once where "
+            f"there is a network, which fills torchvision's cache, or pass weights=None to start from random weights"
         ) from error
 
 

@@ -187,12 +187,11 @@ def _couplings(graph: fk.Graph, x: fk.Wire, condition: fk.Wire | None, level: Le
     for number in range(level.couplings):
         kernel = level.kernels[number % len(level.kernels)]
         subnet = fk.MLP(hidden=level.hidden) if len(x.shape) == 1 else fk.ConvNet(hidden=level.hidden, kernel=kernel)
+        config: dict[str, Any] = {"subnet": subnet, "limit": level.limit}
         if clamp == "tanh" and condition is not None:
-            x = graph.add(ConditionalCoupling, x, given=condition, subnet=subnet, limit=level.limit)
+            x = graph.add(ConditionalCoupling, x, given=condition, **config)
         else:
-            given = {} if condition is None else {"given": condition}
-            config = {"subnet": subnet, "clamp": clamp, "limit": level.limit, "two_sided": True}
-            x = graph.add(fk.AffineCoupling, x, **given, **config)
+            x = graph.add(fk.AffineCoupling, x, given=condition, clamp=clamp, two_sided=True, **config)
         if level.permute:
             x = graph.add(fk.Permute, x)
     return x

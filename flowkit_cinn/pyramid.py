@@ -11,19 +11,19 @@ from torch import Tensor, nn
 import flowkit as fk
 from flowkit_cinn.backbones import BACKBONES
 
-C = TypeVar("C", bound=type)
+M = TypeVar("M", bound=nn.Module)
 
 POOLED = 4  # the vector sees the coarsest level at 4 x 4, whatever the photograph's size
 
 
-def _weights_used_once(cls: C) -> C:
+def _weights_used_once(cls: type[M]) -> type[M]:
     """Let `weights` act when the net is first built, and let files not remember it.
 
     A file holds the weights themselves. Were the argument written beside them, each loading would fetch ImageNet's once
     more, and fail without a network, only to overwrite them. So this stands outside `fk.register`, which writes down
     the arguments that reach it.
     """
-    build = cls.__init__
+    build = cls.__init__  # type: ignore[misc]  # replaced on this very class, never on a subclass
 
     @functools.wraps(build)
     def __init__(self: Any, *args: Any, weights: str | None = None, **kwargs: Any) -> None:
@@ -33,23 +33,24 @@ def _weights_used_once(cls: C) -> C:
         if weights is not None:
             self.backbone.load_imagenet()
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[misc, method-assign]
     return cls
 
 
 @_weights_used_once
 @fk.register("cinn.feature_pyramid")
 class FeaturePyramid(nn.Module):
-    """A feature net from a photograph `(B, 1 or 3, H, W)` to maps `(B, channels[k], H / 2^(first + k), W / 2^(first + k))`.
+    """A feature net from a photograph `(B, 1 or 3, H, W)` to maps, the k-th at 1/2^(first + k) of its height and width.
 
     | backbone | what it is | finest level | levels |
     | --- | --- | --- | --- |
-    | `"small"` | 3 x 3 convolutions and LeakyReLU, from scratch; with channels (64, 128, 128) and vector 512 the authors' minimal example | full size | any |
-    | `"zhang"` | Zhang et al.'s VGG-like colorization net, then strided convolutions, ReLU, BatchNorm: the paper's | 1/4 | any |
+    | `"small"` | 3 x 3 convolutions and LeakyReLU, VGG-like, from scratch | full size | any |
+    | `"zhang"` | Zhang et al.'s colorization net, then strided convolutions, ReLU, BatchNorm | 1/4 | any |
     | `"vgg16"` | VGG-16 | full size | 5 |
     | `"resnet18"` | ResNet-18; its level of full size is the image itself | full size | 6 |
 
-    VGG-16's and ResNet-18's maps go through 1 x 1 convolutions to the channels that were asked for, and their input is
+    `"small"` with channels (64, 128, 128), vector 512 and init `"torch"` is the net of the authors' minimal example,
+    `"zhang"` that of the paper. VGG-16's and ResNet-18's maps go through 1 x 1 convolutions to the channels that were asked for, and their input is
     normalised as ImageNet's: one channel is taken as the normalised L of `flowkit_cinn.translation.color`, brought back
     to L / 100 and repeated; three channels as RGB in 0..1. The other two take the photograph as it comes.
 
@@ -60,12 +61,12 @@ class FeaturePyramid(nn.Module):
         first: the finest level has 1/2^first of the photograph's size.
         vector: also give a vector of so many values, last: LeakyReLU, average pooling of the coarsest level to 4 x 4,
             a linear layer.
-        init: `"kaiming"` draws the weights of `"small"` and of the adaptors such that features start at unit scale;
-            `"torch"` is PyTorch's default, as in the authors' code, with which each layer starts at about half the scale
-            of the one before, and deep levels near zero.
-        weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in its
-            cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one needs
-            no network. None starts from random weights.
+        init: `"kaiming"` draws the weights of `"small"`, of the adaptors and of the vector's layer such that features
+            start at unit scale; `"torch"` is PyTorch's default, as in the authors' code, with which each layer starts at
+            about half the scale of the one before, and deep levels near zero.
+        weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in
+            its cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one
+            needs no network. None starts from random weights.
 
     Raises:
         fk.ConfigError: an argument outside its range, or a level that the backbone does not have.
@@ -113,25 +114,27 @@ class FeaturePyramid(nn.Module):
         )
         self.head = None if vector is None else _head(channels[-1], vector)
         if init == "kaiming":
-            own = (self.backbone, self.adaptors, self.head) if backbone == "small" else (self.adaptors, self.head)
-            for module in (m for part in own if part is not None for m in part.modules()):
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
-                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            _at_unit_scale(self.adaptors, self.head, self.backbone if backbone == "small" else None)
 
     def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
         """The maps, finest first, and the vector where there is one."""
         step = max(2 ** (self.first + len(self.adaptors) - 1), self.backbone.divisor)
         if photo.dim() != 4 or photo.shape[1] != self.in_channels or photo.shape[2] % step or photo.shape[3] % step:
             raise fk.ShapeError(
-                f"FeaturePyramid needs photographs (B, {self.in_channels}, H, W) of a height and width that {step} divides, "
-                f"got {tuple(photo.shape)}"
+                f"FeaturePyramid needs photographs (B, {self.in_channels}, H, W) of a height and width that {step} "
+                f"divides, got {tuple(photo.shape)}"
             )
         levels = tuple(adapt(x) for adapt, x in zip(self.adaptors, self.backbone(photo), strict=True))
         return levels if self.head is None else (*levels, self.head(levels[-1]))
 
 
 def _head(c_in: int, size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LeakyReLU(), nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(c_in * POOLED**2, size)
-    )
+    pool = nn.AdaptiveAvgPool2d(POOLED)
+    return nn.Sequential(nn.LeakyReLU(), pool, nn.Flatten(), nn.Linear(c_in * POOLED**2, size))
+
+
+def _at_unit_scale(*parts: nn.Module | None) -> None:
+    for module in (m for part in parts if part is not None for m in part.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]

@@ -80,7 +80,8 @@ class _Haar(_Resampling):
         return y, self._log_det(x, 1)
 
     def _synthesise(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        factor = 0.5 / self.rebalance  # the 4 x 4 matrix of signs is symmetric: twice applied it is 4 times the identity
+        # The 4 x 4 matrix of signs is symmetric: twice applied it is 4 times the identity.
+        factor = 0.5 / self.rebalance
         a, b, c, d = (corner * factor for corner in _butterfly(*self._unstack(y)))
         top, bottom = _interleave(a, b, 3), _interleave(c, d, 3)
         return _interleave(top, bottom, 2), self._log_det(y, -1)
@@ -203,7 +204,7 @@ class _Wavelet(_Resampling):
     def __init__(self, shape: tuple[int, ...], wavelet: str, rebalance: float, group: str, down: bool):
         super().__init__(shape, rebalance, group, down)
         self.wavelet = wavelet
-        # Python's floats keep all 53 bits under .half() and .to(), and need no device; each op rounds them to its dtype.
+        # Python's floats keep all 53 bits under .half() and .to(), and need no device; each op rounds them itself.
         self._taps = _taps(wavelet, type(self).__name__)
 
     def _analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,16 +224,16 @@ class _Wavelet(_Resampling):
         """low[k] = sum_j l_j x[2k + L/2 - j] and likewise high, indices modulo the size."""
         phases = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
         low = high = torch.zeros_like(phases[0])
-        for parity, shift, l, h in self._taps:
+        for parity, shift, lo, hi in self._taps:
             moved = phases[parity].roll(-shift, dim)
-            low, high = torch.add(low, moved, alpha=l), torch.add(high, moved, alpha=h)
+            low, high = torch.add(low, moved, alpha=lo), torch.add(high, moved, alpha=hi)
         return low, high
 
     def _double(self, low: Tensor, high: Tensor, dim: int) -> Tensor:
         """The transpose of `_halve`, which is its inverse."""
         phases = [torch.zeros_like(low), torch.zeros_like(low)]
-        for parity, shift, l, h in self._taps:
-            phases[parity] = phases[parity] + torch.add(low * l, high, alpha=h).roll(shift, dim)
+        for parity, shift, lo, hi in self._taps:
+            phases[parity] = phases[parity] + torch.add(low * lo, high, alpha=hi).roll(shift, dim)
         return _interleave(phases[0], phases[1], dim)
 
     def extra_repr(self) -> str:
@@ -272,7 +273,8 @@ class WaveletDownsample(_Wavelet):
 
     Raises:
         fk.ShapeError: not a map, or an odd height or width.
-        fk.ConfigError: no such wavelet, or one that is not orthogonal ("dmey" is only nearly so); a bad rebalance or group.
+        fk.ConfigError: no such wavelet, or one that is not orthogonal ("dmey" is only nearly so); a rebalance that is
+            not positive, or an unknown group.
         fk.MissingDependencyError: PyWavelets is not installed.
 
     Source: S. Mallat, A Wavelet Tour of Signal Processing, 3rd edition, section 7.5 (periodic bases) and 7.7 (images).
@@ -348,14 +350,16 @@ def _filters(wavelet: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise fk.MissingDependencyError(f"{name} needs PyWavelets: python -m pip install PyWavelets") from error
     if not isinstance(wavelet, str) or wavelet not in pywt.wavelist(kind="discrete"):
-        raise fk.ConfigError(f"{name} needs the name of a discrete wavelet of PyWavelets, such as 'db2', got {wavelet!r}")
+        raise fk.ConfigError(f"{name} needs the name of a discrete wavelet of PyWavelets, like 'db2', got {wavelet!r}")
     bank = pywt.Wavelet(wavelet)
     if not bank.orthogonal:
         raise fk.ConfigError(f"{name} needs an orthogonal wavelet, such as 'db2' or 'sym4', and {wavelet!r} is not")
     low = _as_array(bank.dec_lo)
-    error = abs(_correlations(low)).max()
-    if error > ORTHOGONALITY:
-        raise fk.ConfigError(f"{name} needs an orthogonal wavelet, and the filter of {wavelet!r} is off by {error:.1g}")
+    missed_by = abs(_correlations(low)).max()
+    if missed_by > ORTHOGONALITY:
+        raise fk.ConfigError(
+            f"{name} needs an orthogonal wavelet, and the filter of {wavelet!r} is off by {missed_by:.1g}"
+        )
     for _ in range(POLISHING_STEPS):
         low = low - _newton_step(low)
     signs = _as_array([-1.0, 1.0] * (len(low) // 2))

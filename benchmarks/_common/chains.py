@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import flowkit as fk
+from flowkit.bijection import as_tuple
 
 DIM, HIDDEN = 64, (128, 128)
 DEVIATION = 0.1  # of the log-scales, after `redraw`
+REDRAWN = f"redrawn: the weights of all couplings anew, so that their log-scales have standard deviation {DEVIATION}"
 
 
 def chain(depth: int, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> fk.Flow:
@@ -24,20 +26,36 @@ def chain(depth: int, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> fk.Fl
 
 
 @torch.no_grad()
-def redraw(flow: fk.Flow, deviation: float = DEVIATION, rows: int = 512) -> fk.Flow:
-    """Draw all weights of a chain anew, so that each coupling's log-scales have this standard deviation.
+def redraw(flow: fk.Flow, x: Tensor | None = None, given: Tensor | None = None, deviation: float = DEVIATION) -> fk.Flow:
+    """Draw the weights of all couplings anew, so that the log-scales of each have this standard deviation.
 
-    Hidden layers from N(0, 2 / fan-in), biases from N(0, 0.01); the last layer of every coupling from N(0, 1 / fan-in),
-    then scaled until the log-scales, on the standard normal data as it arrives there, have the deviation asked for.
+    Hidden layers from N(0, 2 / fan-in), biases from N(0, 0.01); the last layer of every subnet from N(0, 1 / fan-in),
+    then scaled until the coupling's log-scales have the deviation asked for, on the data as it arrives there.
+
+    Args:
+        flow: changed in place, and returned.
+        x: the data; standard normal, 512 rows, where None.
+        given: its conditions.
+        deviation: of the log-scales.
     """
-    dtype = next(flow.parameters()).dtype
-    x = torch.randn(rows, *flow.network.in_shapes[0]).to(dtype)
-    for coupling in flow.network.nodes.children():
-        last = draw_layers([m for m in coupling.modules() if isinstance(m, nn.Linear | fk.subnets.FirstLayer)])
-        for _ in range(3):  # the clamp is not linear: the second time is close, the third exact to a few digits
-            last.weight.mul_(deviation / coupling.log_scales(x).std())
-        x, _ = coupling(x)
+    if x is None:
+        x = torch.randn(512, *flow.network.in_shapes[0]).to(next(flow.parameters()).dtype)
+
+    def visit(name: str, part: fk.Bijection, taken: list[Tensor], conditions: list[Tensor]) -> tuple[Tensor, ...]:
+        if isinstance(part, fk.Coupling):
+            last = [draw_layers(_layers(subnet)) for subnet in part.subnets]
+            for _ in range(3):  # the clamp is not linear: the second time is close, the third exact to a few digits
+                factor = deviation / part.log_scales(*taken, *conditions).std()
+                for layer in last:
+                    layer.weight.mul_(factor)
+        return as_tuple(part(*taken, *conditions)[0])
+
+    flow.network.walk(visit, [x], [] if given is None else [given])
     return flow
+
+
+def _layers(subnet: nn.Module) -> list[nn.Module]:
+    return [m for m in subnet.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
 
 
 def draw_layers(layers: list[nn.Module]) -> nn.Module:

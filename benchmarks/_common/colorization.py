@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 import flowkit as fk
-from flowkit.testing.subject import redraw_weights
 
+from .chains import redraw
 from .networks import Batch, Network, train
 
 BATCH = 8
@@ -34,9 +34,7 @@ def small_colorization(steps: int, quick: bool = False, size: int = 64) -> Itera
     ab, photo = conditions(BATCH)
     flow.initialize(ab, given=photo)
     yield Network(name, "at start", copy.deepcopy(flow).eval(), batch)
-    redrawn = copy.deepcopy(flow).eval()
-    redraw_weights(redrawn, 0)
-    yield Network(name, "redrawn", redrawn, batch)
+    yield Network(name, "redrawn", redraw(copy.deepcopy(flow).eval(), torch.randn_like(ab), photo), batch)
     crops = _photographs(size, 0)
     yield Network(name, f"trained, {steps} steps", train(flow, lambda: crops(BATCH), steps), batch)
 

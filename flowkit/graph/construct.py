@@ -19,9 +19,10 @@ def probe(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tupl
         try:
             with torch.device("meta"):
                 return build(cls, name, inputs, given, config)
-        except FlowkitError:
-            raise
-        except Exception:  # a plugin's constructor may do what the meta device cannot; the real one decides
+        except FlowkitError as error:
+            if error.__cause__ is None or isinstance(error.__cause__, FlowkitError):
+                raise
+            # A plugin's constructor may do what the meta device cannot; the real one decides.
             return build(cls, name, inputs, given, config)
 
 
@@ -34,7 +35,9 @@ def build(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tupl
     except (ShapeError, ConfigError, GraphError) as error:
         where = f"node '{name}' on {describe(inputs)}" + (f", given {describe(given)}" if given else "")
         raise type(error)(f"{where}: {error}") from error
-    except TypeError as error:
+    except FlowkitError:
+        raise
+    except Exception as error:
         raise GraphError(f"node '{name}': {cls.__name__} cannot be constructed: {error}") from error
     _compare(f"node '{name}': {cls.__name__} takes inputs of shape", part.in_shapes, inputs)
     _compare(f"node '{name}': {cls.__name__} takes conditions of shape", part.condition_shapes, given)

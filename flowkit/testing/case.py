@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flowkit.bijection import Bijection
-from flowkit.registry import Example, examples_of, registered
+from flowkit.registry import Example, examples_of, plugins, registered
 from flowkit.testing.check import law_names, run_laws, skipped_laws, subjects_of
 from flowkit.testing.processes import PROCESS_LAWS, run_process_laws
 from flowkit.testing.report import Report, Result
@@ -67,7 +67,12 @@ class Batch:
 
 def registered_bijections(prefix: str | None = None) -> dict[str, type[Bijection]]:
     """Every registered bijection by name: of one plugin, or of flowkit and all installed plugins."""
-    return {n: c for n, c in registered(prefix).items() if inspect.isclass(c) and issubclass(c, Bijection)}
+    installed = {"flowkit", *plugins()} if prefix is None else {prefix}  # not what a notebook or a test registered
+    return {
+        name: cls
+        for name, cls in registered(prefix).items()
+        if inspect.isclass(cls) and issubclass(cls, Bijection) and name.split(".")[0] in installed
+    }
 
 
 def cases(prefix: str | None = None, *, only: Callable[[str], bool] | Sequence[str] | None = None, seed: int = 0) -> list[Case]:

@@ -136,7 +136,9 @@ def subjects_of(target: Any, example: Example | None, options: Mapping[str, Any]
         ConfigError: it is no bijection, or has no examples.
     """
     if isinstance(target, str):
-        target = lookup(target)
+        name, target = target, lookup(target)
+        if not (inspect.isclass(target) and issubclass(target, Bijection)):
+            raise ConfigError(f"'{name}' is no bijection, so the laws have nothing to say about it")
     if isinstance(target, Bijection):
         writable = name_of(target) is not None
         return [Subject(f"{type(target).__name__} (an instance)", instance=target, writable=writable, **options)]

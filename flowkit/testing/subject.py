@@ -204,7 +204,14 @@ class Subject:
         return (*self.inputs(rows, seed), *self.conditions(rows, seed))
 
     def call(self, bijection: nn.Module, method: str, *arguments: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """`forward` or `inverse` as `(tensors, log_det)`; what a stochastic one draws is the same at every call."""
+        """`forward` or `inverse` as `(tensors, log_det)`; what a stochastic one draws is the same at every call.
+
+        It gets copies of the arguments: one that spoils them breaks the law on that, not every law that looks again.
+        """
+        return self.call_with(bijection, method, *(a.clone() for a in arguments))
+
+    def call_with(self, bijection: nn.Module, method: str, *arguments: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """`call` with these very tensors, strides and all."""
         if self.original.stochastic:
             torch.manual_seed(self.seed)
         value = (bijection if method == "forward" else getattr(bijection, method))(*arguments)

@@ -99,7 +99,7 @@ class MissingFactor(Scale):
         self.w = nn.Parameter(torch.zeros(shape[0], 1, 1))
 
 
-@breaks("log_det_shape log_det_forward log_det_inverse leading_dimensions data_parallel", (2, 2, 2))
+@breaks("log_det_shape empty_batch leading_dimensions data_parallel", (2, 2, 2))
 class LogDetMap(Scale):
     """A log-det for each pixel: `(B, H, W)`."""
 
@@ -118,7 +118,7 @@ class WrongInverse(Scale):
         return x + 1e-3, log_det
 
 
-@breaks("shapes")
+@breaks("shapes empty_batch leading_dimensions")
 class WrongShape(Scale):
     """What it gives is not what out_shapes says."""
 
@@ -228,7 +228,7 @@ class KeptGraph(Scale):
         return y, log_det
 
 
-@breaks("no_hidden_state dtypes")
+@breaks("no_hidden_state dtypes autocast_bfloat16 autocast_float16")
 class PlainAttribute(Scale):
     """A constant that is a plain attribute: it stays behind when the module changes device or dtype."""
 
@@ -242,7 +242,7 @@ class PlainAttribute(Scale):
         return y * self.one, log_det
 
 
-@breaks("random_state compile_forward export_forward")
+@breaks("random_state compile_forward")
 class NumpyRandom(Scale):
     """Draws from numpy's global generator, and so reseeds the user's work."""
 
@@ -252,7 +252,7 @@ class NumpyRandom(Scale):
         return super().forward(x, *conditions)
 
 
-@breaks("random_state")
+@breaks("random_state functional_transforms")
 class UndeclaredDraw(Scale):
     """Draws from torch's generator without declaring `stochastic`."""
 
@@ -347,7 +347,7 @@ class EmptyBatch(Scale):
         return super().forward(x.reshape(x.shape[0], -1).reshape(x.shape))
 
 
-@breaks("rows_alone leading_dimensions functional_transforms")
+@breaks("rows_alone")
 class Squeezes(Scale):
     """Takes a batch of one for no batch."""
 
@@ -364,20 +364,6 @@ class Strides(Scale):
         """Wrong for strided data."""
         y, log_det = super().forward(x)
         return (y if torch.compiler.is_compiling() or x.is_contiguous() else y + 1), log_det
-
-
-@breaks("leading_dimensions condition_errors", given=((2,),))
-class NoFlow(Scale):
-    """Cannot be put into a graph: its condition's shape changes with the calls."""
-
-    @property  # type: ignore[override]
-    def condition_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of another kind than was declared."""
-        return ([2],)  # type: ignore[return-value]
-
-    @condition_shapes.setter
-    def condition_shapes(self, value: Any) -> None:
-        pass
 
 
 # ---------------------------------------------------------------------- conditions
@@ -554,24 +540,16 @@ class HoldsLambda(Scale):
         self.activation = lambda x: x
 
 
-_ROOM: dict[str, float] = {}  # what a module-level cache looks like to another process: empty
-
-
-@breaks("spawn")
-class ProcessMemory(Scale):
-    """Leaves a part of its state in a global of this process."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        _ROOM.setdefault("shift", 0.25 if "FLOWKIT_WORKER" not in os.environ else 0.5)
-        self.shifted = True
+@breaks("spawn data_parallel")
+class ReadsItsProcess(Scale):
+    """Leaves a part of its state with the process that made it."""
 
     def shift(self, x: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
-        """What this process remembers."""
-        return x.new_full((), _ROOM.get("shift", 0.0))
+        """Another number in another process."""
+        return x.new_full((), float(os.getpid() % 1000))
 
 
-@breaks("state_dict graph_file")
+@breaks("state_dict graph_file file_in_another_process")
 @register("wrong.forgets_constant")
 class ForgetsConstant(Scale):
     """A random constant that is not in the state_dict."""
@@ -600,7 +578,7 @@ class ProcessConstant(ForgetsConstant):
         self.offset.fill_(os.getpid() % 1000 + 1)
 
 
-@breaks("state_names state_dict construction_reproducible graph_file")
+@breaks("state_names state_dict construction_reproducible construction_on_meta graph_file file_in_another_process")
 @register("wrong.id_names")
 class IdNames(Scale):
     """A parameter named by `id()`: the name depends on what was allocated before."""
@@ -618,7 +596,7 @@ class IdNames(Scale):
 # ---------------------------------------------------------------------- construction
 
 
-@breaks("construction_quiet construction_reproducible state_names")
+@breaks("construction_quiet construction_reproducible construction_on_meta state_dict state_names")
 class NumpyConstruction(Scale):
     """A constant from numpy's global generator: torch's seed does not reproduce it."""
 

@@ -101,13 +101,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except FileNotFoundError as error:
         raise StorageError(f"the checkpoint '{path}' does not exist") from error
     except OSError as error:
         raise StorageError(f"the checkpoint '{path}' cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise StorageError(f"the checkpoint '{path}' is damaged, or is no checkpoint") from error
+    with file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise StorageError(f"the checkpoint '{path}' is damaged, or is no checkpoint") from error
     if not isinstance(checkpoint, dict) or "flowkit_training" not in checkpoint or "state_dict" not in checkpoint:
         raise StorageError(f"'{path}' is no checkpoint of flowkit's training")
     return checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -52,6 +53,11 @@ def fault_of_loss(flow: Flow, x: Mapping[str, Tensor], given: Mapping[str, Tenso
             bad = first_bad(tensor)
             if bad:
                 return f"node '{record.name}' is the first to give {what} that are not finite ({bad[0]} at {bad[1]})"
+    for record in trace:
+        for value in record.values:
+            largest = float(value.abs().max()) if value.numel() else 0.0
+            if largest > math.sqrt(torch.finfo(value.dtype).max / max(1, value.numel())):
+                return f"node '{record.name}' is the first to give values whose squares overflow (up to {largest:.2g})"
     return "every node's values are finite, so it is the base distribution's log-density that is not"
 
 

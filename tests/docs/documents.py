@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-FENCE = re.compile(r"^(?P<fence>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<fence>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)|<img[^>]*\bsrc=\"([^\"]+)\"")
 SPAN = re.compile(r"`([^`\n]+)`")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
@@ -53,7 +55,12 @@ def anchors(path: Path) -> set[str]:
 
 def commands(path: Path, program: str = "flowkit") -> list[list[str]]:
     """The words after `flowkit` of every command that a document shows, in blocks of `bash` and in its prose."""
-    lines = [line for block in blocks(path) if block.language in ("bash", "sh", "console") for line in block.text.splitlines()]
+    lines = [
+        line
+        for block in blocks(path)
+        if block.language in ("bash", "sh", "console")
+        for line in block.text.splitlines()
+    ]
     lines += SPAN.findall(prose(path))
     found = []
     for line in lines:

@@ -10,13 +10,15 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?:[eE][-+]?\d+)?|(?<![\w.])[-+]?\d
 def differences(got: str, shown: str) -> str:
     """Why the two differ; empty where they agree.
 
-    Letter for letter, but for two things: a decimal number may differ by one unit of its last shown digit, because machines
+    Word for word, but for two things: a decimal number may differ by one unit of its last shown digit, because machines
     round differently, and a line `...` stands for any lines.
     """
     got_lines, shown_lines = _lines(got), _lines(shown)
     if _agree(got_lines, shown_lines):
         return ""
-    return "\n".join(["shown:", *(f"  {line}" for line in shown_lines), "printed:", *(f"  {line}" for line in got_lines)])
+    return "\n".join(
+        ["shown:", *(f"  {line}" for line in shown_lines), "printed:", *(f"  {line}" for line in got_lines)]
+    )
 
 
 def _lines(text: str) -> list[str]:

@@ -118,7 +118,8 @@ def check_command(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["examples colorization --speed 3", "paint", "examples watercolour", "check", "draw a b", "draw a --format tiff"]
+    "line",
+    ["examples colorization --speed 3", "paint", "examples watercolour", "check", "draw a b", "draw a --format tiff"],
 )
 def test_a_wrong_command_is_found(line):
     with pytest.raises((AssertionError, pytest.fail.Exception, click.UsageError)):
@@ -158,11 +159,20 @@ def test_the_documented_plugin_works(tmp_path):
     metadata = tmp_path / "acme_flows-0.1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-flows\nVersion: 0.1.0\n", encoding="utf-8")
-    lines = [line for group, names in entry_points.items() for line in (f"[{group}]", *(f"{k} = {v}" for k, v in names.items()))]
+    lines = [
+        line
+        for group, names in entry_points.items()
+        for line in (f"[{group}]", *(f"{k} = {v}" for k, v in names.items()))
+    ]
     (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = ["-q", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(tmp_path), "tests"]
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert " passed" in process.stdout

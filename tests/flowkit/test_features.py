@@ -82,6 +82,11 @@ def test_one_hot_has_the_modules_dtype():
     assert net(torch.empty(0, dtype=torch.int64)).shape == (0, 3)
 
 
+def test_one_hot_under_vmap():
+    labels = torch.tensor([[0, 2], [1, 1]])
+    assert torch.equal(torch.func.vmap(fk.OneHot(3))(labels), torch.eye(3)[labels])
+
+
 def test_one_hot_refusals():
     net = fk.OneHot(3)
     for labels, message in (

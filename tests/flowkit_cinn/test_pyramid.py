@@ -43,7 +43,10 @@ def imagenet(monkeypatch):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     states = {
-        "vgg16": {**{f"features.{key}": value for key, value in vgg.state_dict().items()}, "classifier.0.weight": torch.zeros(1)},
+        "vgg16": {
+            **{f"features.{key}": value for key, value in vgg.state_dict().items()},
+            "classifier.0.weight": torch.zeros(1),
+        },
         "resnet18": resnet.state_dict(),
     }
     calls = []
@@ -64,11 +67,23 @@ def test_the_designs_example():
         ({"channels": (4,)}, 8, [(4, 8, 8)]),
         ({"channels": (4, 4, 6), "in_channels": 3}, 16, [(4, 16, 16), (4, 8, 8), (6, 4, 4)]),
         ({"channels": (4, 6), "first": 2, "vector": 5}, 32, [(4, 8, 8), (6, 4, 4), (5,)]),
-        ({"channels": (256, 8, 4), "backbone": "zhang", "first": 2, "vector": 3}, 32, [(256, 8, 8), (8, 4, 4), (4, 2, 2), (3,)]),
-        ({"channels": (2, 3, 4, 5, 6), "backbone": "vgg16"}, 16, [(2, 16, 16), (3, 8, 8), (4, 4, 4), (5, 2, 2), (6, 1, 1)]),
+        (
+            {"channels": (256, 8, 4), "backbone": "zhang", "first": 2, "vector": 3},
+            32,
+            [(256, 8, 8), (8, 4, 4), (4, 2, 2), (3,)],
+        ),
+        (
+            {"channels": (2, 3, 4, 5, 6), "backbone": "vgg16"},
+            16,
+            [(2, 16, 16), (3, 8, 8), (4, 4, 4), (5, 2, 2), (6, 1, 1)],
+        ),
         ({"channels": (4, 5), "backbone": "vgg16", "first": 1, "in_channels": 3}, 16, [(4, 8, 8), (5, 4, 4)]),
         ({"channels": (2, 3, 4), "backbone": "resnet18", "vector": 7}, 16, [(2, 16, 16), (3, 8, 8), (4, 4, 4), (7,)]),
-        ({"channels": (4, 5, 6, 7), "backbone": "resnet18", "first": 2}, 64, [(4, 16, 16), (5, 8, 8), (6, 4, 4), (7, 2, 2)]),
+        (
+            {"channels": (4, 5, 6, 7), "backbone": "resnet18", "first": 2},
+            64,
+            [(4, 16, 16), (5, 8, 8), (6, 4, 4), (7, 2, 2)],
+        ),
     ],
 )
 def test_levels_halve(config, size, expected):
@@ -81,7 +96,9 @@ def test_levels_halve(config, size, expected):
     assert shapes(features) == expected
     assert torch.equal(photo, kept)
     for level in features:  # every level is reached, and by a gradient too
-        grads = torch.autograd.grad(level.square().sum(), list(pyramid.parameters()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            level.square().sum(), list(pyramid.parameters()), retain_graph=True, allow_unused=True
+        )
         assert any(g is not None and g.abs().sum() > 0 for g in grads)
 
 
@@ -96,7 +113,9 @@ def test_every_parameter_is_used(backbone):  # or DDP waits for a gradient that 
 
 def test_small_is_the_authors_conditioning_net():
     pyramid = FeaturePyramid(channels=(64, 128, 128), backbone="small", vector=512).float()
-    layers = [m for m in pyramid.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.LeakyReLU | nn.AdaptiveAvgPool2d)]
+    layers = [
+        m for m in pyramid.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.LeakyReLU | nn.AdaptiveAvgPool2d)
+    ]
     expected = [
         "Conv2d(1, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
         "LeakyReLU(negative_slope=0.01)",
@@ -131,7 +150,9 @@ def test_zhang_layer_list():
     expected = []
     for *channels, stride, dilation in widths:
         pairs = list(zip(channels, channels[1:], strict=False))
-        expected += [("Conv2d", a, b, 3, stride if i + 1 == len(pairs) else 1, dilation) for i, (a, b) in enumerate(pairs)]
+        expected += [
+            ("Conv2d", a, b, 3, stride if i + 1 == len(pairs) else 1, dilation) for i, (a, b) in enumerate(pairs)
+        ]
     expected += [("ConvTranspose2d", 512, 256, 4, 2, 1), ("Conv2d", 256, 256, 3, 1, 1), ("Conv2d", 256, 256, 3, 2, 1)]
     assert convolutions == expected
     assert sum(isinstance(m, nn.BatchNorm2d) for m in pyramid.modules()) == 8  # seven blocks, one further level
@@ -139,7 +160,9 @@ def test_zhang_layer_list():
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_vgg16_is_torchvisions(imagenet, in_channels):
-    pyramid = FeaturePyramid(channels=(2, 3, 4, 5, 6), backbone="vgg16", in_channels=in_channels, weights="imagenet").eval()
+    pyramid = FeaturePyramid(
+        channels=(2, 3, 4, 5, 6), backbone="vgg16", in_channels=in_channels, weights="imagenet"
+    ).eval()
     photo, rgb = photograph(in_channels)
     expected, x = [], normalised(rgb)
     for layer in imagenet["vgg16"]:
@@ -180,7 +203,9 @@ def normalised(rgb):
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet18"])
 def test_without_network_pretrained_weights_are_refused(no_network, backbone):
-    with pytest.raises(PretrainedWeightsError, match=f"the ImageNet weights of {backbone} could not be had.*no route to host") as caught:
+    with pytest.raises(
+        PretrainedWeightsError, match=f"the ImageNet weights of {backbone} could not be had.*no route to host"
+    ) as caught:
         FeaturePyramid(channels=(4, 5), backbone=backbone, weights="imagenet")
     assert isinstance(caught.value, fk.FlowkitError)
     assert "\n" not in str(caught.value)
@@ -193,7 +218,9 @@ def test_a_file_needs_no_network(imagenet, backbone, tmp_path, monkeypatch):
     assert len(imagenet["calls"]) == 1
     graph = fk.Graph()
     level, _ = graph.features(pyramid, graph.condition("photo", (1, 8, 8)))
-    graph.output("z", graph.add(fk.AffineCoupling, graph.input("x", (2, 8, 8)), given=level, subnet=fk.ConvNet(hidden=4)))
+    graph.output(
+        "z", graph.add(fk.AffineCoupling, graph.input("x", (2, 8, 8)), given=level, subnet=fk.ConvNet(hidden=4))
+    )
     flow = fk.Flow(graph).float().eval()
     for parameter in flow.parameters():
         nn.init.normal_(parameter, std=0.1)

@@ -27,7 +27,9 @@ UP = [
 
 
 def jacobian(function, x):
-    matrix = torch.autograd.functional.jacobian(lambda flat: function(flat.reshape(1, *x.shape))[0].flatten(), x.flatten())
+    matrix = torch.autograd.functional.jacobian(
+        lambda flat: function(flat.reshape(1, *x.shape))[0].flatten(), x.flatten()
+    )
     return matrix.reshape(x.numel(), x.numel())
 
 
@@ -63,7 +65,9 @@ def test_round_trip_and_arguments_stay(op):
 
 @pytest.mark.parametrize("down", DOWN, ids=repr)
 def test_upsampling_is_the_inverse(down):
-    up_class, config = (HaarUpsample, {}) if isinstance(down, HaarDownsample) else (WaveletUpsample, {"wavelet": down.wavelet})
+    up_class, config = (
+        (HaarUpsample, {}) if isinstance(down, HaarDownsample) else (WaveletUpsample, {"wavelet": down.wavelet})
+    )
     up = up_class(down.out_shapes[0], rebalance=down.rebalance, group=down.group, **config)
     x = torch.randn(2, *down.in_shapes[0])
     y, log_det = down(x)
@@ -164,19 +168,36 @@ def test_filters_survive_a_change_of_dtype():
 
 def test_memory_formats():
     x = torch.randn(2, 4, 4, 6)
-    for op in (HaarDownsample((4, 4, 6)), WaveletDownsample((4, 4, 6)), HaarUpsample((4, 4, 6)), WaveletUpsample((4, 4, 6))):
+    for op in (
+        HaarDownsample((4, 4, 6)),
+        WaveletDownsample((4, 4, 6)),
+        HaarUpsample((4, 4, 6)),
+        WaveletUpsample((4, 4, 6)),
+    ):
         assert torch.equal(op(x.to(memory_format=torch.channels_last))[0], op(x)[0])
 
 
 REFUSED = [
-    (lambda: HaarDownsample((3, 5, 4)), fk.ShapeError, r"HaarDownsample needs an even height and width, got \(3, 5, 4\)"),
+    (
+        lambda: HaarDownsample((3, 5, 4)),
+        fk.ShapeError,
+        r"HaarDownsample needs an even height and width, got \(3, 5, 4\)",
+    ),
     (lambda: WaveletDownsample((3, 4, 3)), fk.ShapeError, "WaveletDownsample needs an even height and width"),
     (lambda: HaarDownsample((4, 4)), fk.ShapeError, r"HaarDownsample needs a map \(C, H, W\), got \(4, 4\)"),
     (lambda: WaveletUpsample((8,)), fk.ShapeError, "WaveletUpsample needs a map"),
     (lambda: HaarUpsample((6, 4, 4)), fk.ShapeError, "HaarUpsample needs four subbands"),
     (lambda: HaarDownsample((1, 2, 2), rebalance=0), fk.ConfigError, "rebalance must be positive and finite, got 0"),
-    (lambda: HaarDownsample((1, 2, 2), group="wavelet"), fk.ConfigError, "group must be 'subband' or 'channel', got 'wavelet'"),
-    (lambda: WaveletDownsample((1, 4, 4), wavelet="db99"), fk.ConfigError, "name of a discrete wavelet of PyWavelets.*'db99'"),
+    (
+        lambda: HaarDownsample((1, 2, 2), group="wavelet"),
+        fk.ConfigError,
+        "group must be 'subband' or 'channel', got 'wavelet'",
+    ),
+    (
+        lambda: WaveletDownsample((1, 4, 4), wavelet="db99"),
+        fk.ConfigError,
+        "name of a discrete wavelet of PyWavelets.*'db99'",
+    ),
     (lambda: WaveletDownsample((1, 4, 4), wavelet="bior2.2"), fk.ConfigError, "needs an orthogonal wavelet.*'bior2.2'"),
     (lambda: WaveletDownsample((1, 4, 4), wavelet="dmey"), fk.ConfigError, "'dmey' is off by 0.002"),
     (lambda: WaveletDownsample((1, 4, 4), wavelet="morl"), fk.ConfigError, "discrete wavelet"),

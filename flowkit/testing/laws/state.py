@@ -15,7 +15,7 @@ from flowkit.bijection import Bijection
 from flowkit.testing.findings import Findings
 from flowkit.testing.laws.batches import as_data, as_given
 from flowkit.testing.registry import law
-from flowkit.testing.subject import Subject, importable, refuse
+from flowkit.testing.subject import Subject, importable, isolated, refuse
 
 # Not bit for bit: tensors lie elsewhere in memory, and matrix products choose their kernels by alignment.
 SAME = 1e-12
@@ -68,7 +68,9 @@ def state_dict(subject: Subject, expect: Findings) -> None:
             if tensor.is_floating_point():
                 tensor.mul_(-1.7).add_(0.3)
     if subject.build is not None:
-        other = subject.new().to(subject.dtype).eval()  # its random constants may differ, too
+        # Its random constants differ, too, unless the state holds them.
+        with isolated(subject.seed + 1, subject.dtype):
+            other = subject.build().to(subject.dtype).eval()
     other.load_state_dict(original.state_dict(), strict=True)
     _same(subject, expect, other, original, "a state_dict")
 
@@ -91,6 +93,7 @@ def graph_file(subject: Subject, expect: Findings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flow.safetensors"
         fk.save(flow, path)
+        torch.manual_seed(subject.seed + 1)
         loaded = fk.load(path)
     count = subject.arity("forward")
     arguments = subject.arguments()
@@ -102,5 +105,8 @@ def graph_file(subject: Subject, expect: Findings) -> None:
     got = flow_numbers(loaded, arguments[:count], arguments[count:])
     for a, b in zip(got, want, strict=True):
         expect.close(a, b, "a file gives something else", SAME)
-    expect(list(loaded.state_dict()) == list(flow.state_dict()), "a file changes the names of the state")
+    state = loaded.state_dict()
+    expect(list(state) == list(flow.state_dict()), "a file changes the names of the state")
+    for name, value in flow.state_dict().items():
+        expect.equal(state.get(name, value), value, f"a file changes '{name}'")
     expect(not loaded.training, "a loaded flow is not in eval mode")
