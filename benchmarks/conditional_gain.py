@@ -17,7 +17,11 @@ from ._common import Column, Report, Section, bench_options
 
 COLUMNS = (
     Column("flow", ""),
-    Column("bits per dimension", "held-out photographs: -log2 q / D of normalised ab with the noise of training; lower is better", ".4f"),
+    Column(
+        "bits per dimension",
+        "held-out photographs: -log2 q / D of normalised ab with the noise of training; lower is better",
+        ".4f",
+    ),
     Column("error", "bootstrap standard deviation of that mean, over photographs", ".4f"),
     Column("parameters", "", ",d"),
     Column("seconds", "of training and judging", ".0f"),
@@ -38,7 +42,13 @@ def command(options: Any, steps: int | None, data: str, device: str) -> None:
     recipe = recipes.RECIPES["demo"]
     steps = min(steps or 2, 2) if options.quick else steps or recipe.steps
     settings = choices.Settings(
-        data=data, preset="demo", steps=steps, batch_size=4 if options.quick else recipe.batch_size, lr=recipe.lr, noise=recipe.noise, seed=options.seed
+        data=data,
+        preset="demo",
+        steps=steps,
+        batch_size=4 if options.quick else recipe.batch_size,
+        lr=recipe.lr,
+        noise=recipe.noise,
+        seed=options.seed,
     )
     sizes = {"size": 16, "photo_size": 16} if options.quick else {}
     source = open_source(data)
@@ -76,6 +86,12 @@ def _example(part: str) -> Any:
 
 def _plot(figure: Any, report: Report) -> None:
     axes, rows = figure.subplots(), report.sections[0].rows
-    axes.bar([r["flow"] for r in rows], [r["bits per dimension"] for r in rows], yerr=[r["error"] for r in rows], color=["#1f5fa8", "#d1602b"], width=0.5)
+    axes.bar(
+        [r["flow"] for r in rows],
+        [r["bits per dimension"] for r in rows],
+        yerr=[r["error"] for r in rows],
+        color=["#1f5fa8", "#d1602b"],
+        width=0.5,
+    )
     axes.set_ylabel("bits per dimension, held out")
     axes.set_title(report.sections[0].title, loc="left", fontsize=11)

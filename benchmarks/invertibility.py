@@ -37,9 +37,13 @@ SCALES = {"x 0.1": 0.1, "x 10": 10.0, "x 1000": 1000.0}
 
 
 @click.command()
-@click.option("--only", multiple=True, metavar="NAME", help="Only this registered bijection, and no networks. May be repeated.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Only this registered bijection, and no networks. May be repeated."
+)
 @click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of data.")
-@click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Training steps of the trained networks.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Training steps of the trained networks."
+)
 @bench_options
 def command(options: Any, only: tuple[str, ...], rows: int, steps: int) -> None:
     """Measure how far ops and networks can be inverted."""
@@ -53,9 +57,18 @@ def command(options: Any, only: tuple[str, ...], rows: int, steps: int) -> None:
         _measure_networks(report, rows, steps, options.quick)
         depths = (4, 16) if options.quick else (4, 16, 64, TARGET_DEPTH)
         report.measure(_depth_section(), (_depth_row(d, rows) for d in depths), len(depths))
-        columns = (Column("op", ""), Column("implementation", ""), *BY_DTYPE, BY_SCALE[1], LOG_DETS, Column("remark", ""))
+        columns = (
+            Column("op", ""),
+            Column("implementation", ""),
+            *BY_DTYPE,
+            BY_SCALE[1],
+            LOG_DETS,
+            Column("remark", ""),
+        )
         pairs = list(counterparts())
-        report.measure(Section("Beside other toolkits, op by op", columns), (_peer_row(c, rows) for c in pairs), len(pairs))
+        report.measure(
+            Section("Beside other toolkits, op by op", columns), (_peer_row(c, rows) for c in pairs), len(pairs)
+        )
     report.finish(_plot)
 
 
@@ -104,10 +117,16 @@ def _depth_section() -> Section:
     columns = (
         Column("couplings", "affine couplings one after the other, 64 values, hidden layers 128 and 128", "d"),
         *BY_DTYPE,
-        *(Column(peer, f"{peer}'s couplings, same depth, widths and log-scales: float32", ".1e") for peer in installed()),
-        Column("weights doubled", "every parameter times two, float32: the error where all is finite, and the first node (by flow.trace) that goes wrong"),
+        *(
+            Column(peer, f"{peer}'s couplings, same depth, widths and log-scales: float32", ".1e")
+            for peer in installed()
+        ),
+        Column(
+            "weights doubled",
+            "every parameter times two, float32: the error where finite, the first node that flow.trace finds bad",
+        ),
     )
-    note = f"All weights redrawn: log-scales of standard deviation 0.1. Target: float32 at most {TARGET:.0e} at depth {TARGET_DEPTH}."
+    note = f"{REDRAWN}. Target: float32 at most {TARGET:.0e} at depth {TARGET_DEPTH}."
     return Section("Depth", columns, note=note)
 
 
@@ -170,11 +189,15 @@ def _plot(figure: Any, report: Report) -> None:
 
 def _plot_depth(ax: Any, rows: Sequence[dict[str, Any]]) -> None:
     for name in ("float32", "bf16", "float64", *installed()):
-        ax.plot([r["couplings"] for r in rows], [r[name] for r in rows], marker="o", label=name if name not in installed() else f"{name}, float32")
+        ax.plot(
+            [r["couplings"] for r in rows],
+            [r[name] for r in rows],
+            marker="o",
+            label=name if name not in installed() else f"{name}, float32",
+        )
     ax.axhline(TARGET, color="gray", linestyle="--", linewidth=1)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("couplings")
     ax.set_title("round trip by depth", loc="left", fontsize=11)
     ax.legend(frameon=False)
-

@@ -24,25 +24,43 @@ TIMED_ROWS = 256
 
 DIMENSIONS = Column("D", "dimensions of an event", "d")
 EXACTNESS = (
-    Column("forward", "float64: the largest |log-det - log |det J|| / (1 + |log |det J||), J being autograd's Jacobian", ".1e"),
+    Column(
+        "forward",
+        "float64: the largest |log-det - log |det J|| / (1 + |log |det J||), J being autograd's Jacobian",
+        ".1e",
+    ),
     Column("inverse", "the same for the inverse's log-det and the inverse's own Jacobian", ".1e"),
 )
-FLOAT32 = Column("float32", "the forward log-det computed in float32, against the float64 Jacobian, the same measure", ".1e")
+FLOAT32 = Column(
+    "float32", "the forward log-det computed in float32, against the float64 Jacobian, the same measure", ".1e"
+)
 STRETCH = (
-    Column("smallest", "the smallest singular value of the Jacobian over the rows: 1 / it is what the inverse stretches", ".3g"),
+    Column(
+        "smallest",
+        "the smallest singular value of the Jacobian over the rows: 1 / it is what the inverse stretches",
+        ".3g",
+    ),
     Column("largest", "the largest singular value: how much the map stretches", ".3g"),
     Column("condition", "the median over the rows of largest / smallest: how many digits may be lost", ".3g"),
 )
 COST = (
-    Column("cost", f"time of a forward pass over the same without its log-det, {TIMED_ROWS} rows, float32, eager", ".2f"),
+    Column(
+        "cost", f"time of a forward pass over the same without its log-det, {TIMED_ROWS} rows, float32, eager", ".2f"
+    ),
     Column("µs", "the difference, in microseconds: below a few, nothing was measured", ".1f"),
 )
 
 
 @click.command()
-@click.option("--only", multiple=True, metavar="NAME", help="Only this registered bijection, and no networks. May be repeated.")
-@click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Training steps of the trained networks.")
-@click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Timings of each; the median counts.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Only this registered bijection, and no networks. May be repeated."
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Training steps of the trained networks."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Timings of each; the median counts."
+)
 @bench_options
 def command(options: Any, only: tuple[str, ...], steps: int, rounds: int) -> None:
     """Compare log-dets with autograd's Jacobian."""
@@ -52,14 +70,26 @@ def command(options: Any, only: tuple[str, ...], steps: int, rounds: int) -> Non
     found = list(cases(only, options.seed, most=2 if quick else 100))
     columns = (Column("bijection", ""), Column("configuration", ""), DIMENSIONS, *EXACTNESS, FLOAT32, *STRETCH, *COST)
     note = "Weights random, far from the identity."
-    report.measure(Section("Registered bijections", columns, note=note), (_op_row(c, rounds) for c in found), len(found))
+    report.measure(
+        Section("Registered bijections", columns, note=note), (_op_row(c, rounds) for c in found), len(found)
+    )
     if not only:
         columns = (Column("network", ""), Column("weights", REDRAWN), DIMENSIONS, *EXACTNESS, FLOAT32, *STRETCH, *COST)
         total = 6 + 3 * colorization.is_available()
         report.measure(Section("Networks", columns), _network_rows(steps, rounds, quick), total)
-        columns = (Column("op", ""), Column("implementation", ""), *EXACTNESS, FLOAT32, *STRETCH, *COST, Column("remark", ""))
+        columns = (
+            Column("op", ""),
+            Column("implementation", ""),
+            *EXACTNESS,
+            FLOAT32,
+            *STRETCH,
+            *COST,
+            Column("remark", ""),
+        )
         pairs = list(counterparts())
-        report.measure(Section("Beside other toolkits, op by op", columns), (_peer_row(c, rounds) for c in pairs), len(pairs))
+        report.measure(
+            Section("Beside other toolkits, op by op", columns), (_peer_row(c, rounds) for c in pairs), len(pairs)
+        )
     report.finish(_plot)
 
 
@@ -110,9 +140,19 @@ def _network_rows(steps: int, rounds: int, quick: bool) -> Iterator[dict[str, An
     yield from (_network_row(n, rounds) for n in coupling_chain(8 if quick else 64, steps))
     for depth in (2, 4, 8) if quick else (4, 16, 256):
         flow = redraw(chain(depth).float()).eval()
-        yield _network_row(Network(f"chain of {depth} couplings", "redrawn", flow, lambda r: (torch.randn(r, 64, dtype=torch.float32), None)), rounds)
+        yield _network_row(
+            Network(
+                f"chain of {depth} couplings",
+                "redrawn",
+                flow,
+                lambda r: (torch.randn(r, 64, dtype=torch.float32), None),
+            ),
+            rounds,
+        )
     if colorization.is_available():  # at 16 x 16: a Jacobian of 8192 x 8192 takes hours
-        yield from (_network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=8 if quick else 16))
+        yield from (
+            _network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=8 if quick else 16)
+        )
 
 
 def _network_row(network: Network, rounds: int) -> dict[str, Any]:
@@ -142,7 +182,9 @@ def _plot(figure: Any, report: Report) -> None:
     axes = figure.subplots(1, 2) if "Networks" in sections else [figure.subplots()]
     worst: dict[str, float] = {}
     for row in sections["Registered bijections"]:
-        worst[row["bijection"]] = max(worst.get(row["bijection"], 0.0), row.get("forward", 0.0), row.get("inverse", 0.0))
+        worst[row["bijection"]] = max(
+            worst.get(row["bijection"], 0.0), row.get("forward", 0.0), row.get("inverse", 0.0)
+        )
     axes[0].barh(list(worst), [max(v, 1e-17) for v in worst.values()], color="#1f5fa8")
     axes[0].set_xscale("log")
     axes[0].set_title("log-det against autograd's Jacobian, float64, worst of both directions", loc="left", fontsize=10)

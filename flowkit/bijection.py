@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,16 +36,16 @@ class Bijection(nn.Module):
     Attributes: `in_shapes`, `out_shapes`, `condition_shapes`, tuples of event shapes without the batch.
     """
 
-    constant_log_det: ClassVar[bool] = False  # the log-det depends on neither the data nor the conditions
-    volume_preserving: ClassVar[bool] = False  # the log-det is zero
-    views: ClassVar[bool] = False  # pure re-indexing: its transpose is its inverse
-    needs_initialization: ClassVar[bool] = False  # has `initialize` and a boolean buffer `initialized`
-    stochastic: ClassVar[bool] = False  # forward draws from torch's generator; its log-det may be an estimate or bound
-    iterative: ClassVar[bool] = False  # the inverse is found by iteration, to `tolerance`
+    constant_log_det: bool = False  # the log-det depends on neither the data nor the conditions
+    volume_preserving: bool = False  # the log-det is zero
+    views: bool = False  # pure re-indexing: its transpose is its inverse
+    needs_initialization: bool = False  # has `initialize` and a boolean buffer `initialized`
+    stochastic: bool = False  # forward draws from torch's generator; its log-det may be an estimate or bound
+    iterative: bool = False  # the inverse is found by iteration, to `tolerance`
     tolerance: float = 0.0
-    adaptive: ClassVar[bool] = False  # the number of steps depends on the data: not for full-graph compile or export
-    dimension_changing: ClassVar[bool] = False  # not a bijection in the strict sense: the likelihood is a bound
-    integer_conditions: ClassVar[bool] = False  # takes integer labels as they are
+    adaptive: bool = False  # the number of steps depends on the data: not for full-graph compile or export
+    dimension_changing: bool = False  # not a bijection in the strict sense: the likelihood is a bound
+    integer_conditions: bool = False  # takes integer labels as they are
 
     in_shapes: tuple[Shape, ...]
     out_shapes: tuple[Shape, ...]

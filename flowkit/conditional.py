@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flowkit.bijection import Prepared
 from flowkit.call import Batch, sizes_of
@@ -22,7 +23,8 @@ class FlowDistribution(Distribution):
 
     What depends on y alone (feature nets, the conditions' part of every block) is computed at the first use, without
     gradients, and kept. It is renewed when a parameter's or buffer's identity, storage or version changes, y's, or the
-    train / eval mode or autocast. Writes through `.data` cannot be seen: call `refresh()` after them. Where gradients are
+    train / eval mode or autocast, and after a fused optimiser's step. Writes through `.data` cannot be seen: call
+    `refresh()` after them. Where gradients are
     wanted (grad enabled, and a parameter or y requires them) nothing kept is used, so training through it is right.
 
     With several data inputs, x is a dictionary by name, and `event_shape` is `(D,)`.
@@ -104,6 +106,7 @@ class _Cache:
     """What was prepared, and the state that it was prepared with."""
 
     def __init__(self) -> None:
+        _watch_fused_steps()
         self.forget()
 
     def forget(self) -> None:
@@ -123,10 +126,25 @@ class _Cache:
         return self._prepared
 
 
+_fused_steps = 0  # in this process: a fused optimiser changes parameters without giving them a new version
+_watching: Any = None
+
+
+def _watch_fused_steps() -> None:
+    global _watching
+    if _watching is None:
+        _watching = register_optimizer_step_post_hook(_count_fused_step)
+
+
+def _count_fused_step(optimizer: Any, *arguments: Any) -> None:
+    global _fused_steps
+    _fused_steps += any(group.get("fused") for group in optimizer.param_groups)
+
+
 def _state(flow: Flow, tensors: list[Tensor]) -> tuple:
     device = flow.network.reference.device.type
     versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     modes = tuple(module.training for module in flow.network.modules())
     if not torch.amp.is_autocast_available(device):
-        return versions, modes, False, None
-    return versions, modes, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        return versions, modes, _fused_steps, None
+    return versions, modes, _fused_steps, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)

@@ -1,7 +1,7 @@
-"""How far a flow or a bijection can be trusted, as numbers: round trip, log-det against the Jacobian, condition, cost.
+"""How far a flow or a bijection can be trusted: round trip, log-det against the Jacobian, condition, cost.
 
-Every function takes a `fk.Flow` or a `fk.Bijection`, data, and conditions as that object itself takes them, on one batch
-dimension. Nothing given is changed: where float64 is needed, a copy is measured.
+Every function takes a `fk.Flow` or a `fk.Bijection`, data, and conditions as that object itself takes them, on one
+batch dimension. Nothing given is changed: where float64 is needed, a copy is measured.
 
     from flowkit import diagnostics
     diagnostics.round_trip(flow, x, given=y)         # in the dtype that x and the flow have
@@ -25,6 +25,8 @@ from torch import Tensor
 
 from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import ConfigError, InputError
+
+TOGETHER = 64  # rows of a Jacobian that are computed at once
 
 Data = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -119,8 +121,8 @@ def round_trip(bijection: Any, x: Data, given: Data | None = None, *, autocast: 
 def log_det_error(bijection: Any, x: Data, given: Data | None = None) -> LogDetError:
     """The log-det of both directions against the Jacobian that autograd finds, on a copy in float64.
 
-    The Jacobian costs one backward pass for each dimension of an event, so this is for small events. Rows must not depend
-    on one another: a batch norm within must be in eval mode.
+    The Jacobian costs one backward pass for each dimension of an event, so this is for small events. Rows must not
+    depend on one another: a batch norm within must be in eval mode.
 
     Args:
         bijection: a `fk.Flow` or a `fk.Bijection`.
@@ -141,7 +143,7 @@ def log_det_error(bijection: Any, x: Data, given: Data | None = None) -> LogDetE
     for ours, true in ((log_det, matrix), (log_det_back, matrix_back)):
         references.append(torch.linalg.slogdet(true).logabsdet)
         errors.append(_worst([(ours.double() - references[-1]).abs() / (1 + references[-1].abs())]))
-    return LogDetError(*errors, references[0], torch.linalg.svdvals(matrix))
+    return LogDetError(errors[0], errors[1], references[0], torch.linalg.svdvals(matrix))
 
 
 def jacobian(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
@@ -159,8 +161,8 @@ def jacobian(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
 def singular_values(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
     """The singular values of the Jacobian of every row, largest first, `(B, D)` in float64.
 
-    The largest says how much the map stretches a perturbation of the data, 1 / the smallest how much its inverse stretches
-    one of the latent: what a rounding error, or a training step, grows by at worst. Arguments as in `log_det_error`.
+    The largest says how much the map stretches a perturbation of the data, 1 / the smallest how much its inverse
+    stretches one of the latent: what a rounding error grows by at worst. Arguments as in `log_det_error`.
 
     >>> import flowkit as fk
     >>> singular_values(fk.FixedRotation((3,)), torch.randn(1, 3)).round(decimals=6).tolist()
@@ -184,7 +186,8 @@ def log_det_cost(bijection: Any, x: Data, given: Data | None = None, *, rounds: 
     """The time that the log-det costs in a forward pass without gradient, in eager mode.
 
     The pass is recorded as a list of tensor operations; the operations that lead to the log-det alone are struck from a
-    second copy of the list; the two are timed in turns. Not for an `adaptive` bijection, whose operations depend on data.
+    second copy of the list; the two are timed in turns. Not for an `adaptive` bijection, whose operations depend on
+    the data.
 
     Args:
         bijection: a `fk.Flow` or a `fk.Bijection`.
@@ -318,13 +321,25 @@ def _jacobian(
         joined = _joined(outputs)
     size = _joined(leaves).shape[1]
     if joined.shape[1] != size:
-        raise InputError(f"a square Jacobian is needed, and this map has {size} dimensions in and {joined.shape[1]} out")
-    rows = []
-    for column in joined.sum(0):
-        gradients = torch.autograd.grad(column, leaves, retain_graph=True, materialize_grads=True)
-        rows.append(_joined(gradients))
-    matrix = torch.stack(rows, 1) if rows else joined.new_zeros(len(joined), 0, 0)
+        raise InputError(
+            f"a square Jacobian is needed, and this map has {size} dimensions in and {joined.shape[1]} out"
+        )
+    columns = joined.sum(0)  # rows of the batch do not depend on one another
+    matrix = torch.cat([_gradients(columns, leaves, start) for start in range(0, size, TOGETHER)], 0).transpose(0, 1)
     return tuple(o.detach() for o in outputs), log_det.detach(), matrix
+
+
+def _gradients(columns: Tensor, leaves: tuple[Tensor, ...], start: int) -> Tensor:
+    """Some rows of every Jacobian, `(rows, B, D)`: together where autograd can, else one by one."""
+    with torch.enable_grad():
+        picked = columns[start : start + TOGETHER]
+    options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+    try:
+        units = torch.eye(len(picked), dtype=picked.dtype, device=picked.device)
+        found = torch.autograd.grad(picked, leaves, units, is_grads_batched=True, **options)
+        return torch.cat([g.reshape(*g.shape[:2], -1) if g.dim() > 2 else g[..., None] for g in found], 2)
+    except RuntimeError:  # an operation without a batching rule, or one that looks at its values
+        return torch.stack([_joined(torch.autograd.grad(column, leaves, **options)) for column in picked])
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

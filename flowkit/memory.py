@@ -123,7 +123,7 @@ class _ForwardAndBackward(nn.Module):
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = log_det.sum() + sum(part.square().sum() for part in parts)
         targets = [t for t in (*values.values(), *self.network.parameters()) if t.requires_grad]
-        torch.autograd.grad(loss, targets, allow_unused=True)  # type: ignore[arg-type]
+        torch.autograd.grad(loss, targets, allow_unused=True)
 
 
 def peak_bytes(network: InvertibleNetwork, values: dict[int, Tensor], cut: int) -> int:

@@ -57,6 +57,8 @@ def adaptor_hint(condition: Shape, data: Shape) -> str:
     >>> adaptor_hint((10,), (2, 8, 8))
     'bring it there with graph.features(fk.ToMap((8, 8)), condition)'
     """
+    if not condition:
+        return "make a label a vector with graph.features(fk.OneHot(n), condition), declare a number as (1,)"
     spatial = data[1:]
     size = f"({', '.join(map(str, spatial))}{',' if len(spatial) == 1 else ''})"
     if not spatial:

@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         widths: the channels of each level.
     """
 
-    free_channels: ClassVar[bool] = False
+    free_channels = False
     divisor: ClassVar[int] = 1
     widths: tuple[int, ...]
 

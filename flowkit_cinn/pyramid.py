@@ -23,7 +23,7 @@ def _weights_used_once(cls: type[M]) -> type[M]:
     more, and fail without a network, only to overwrite them. So this stands outside `fk.register`, which writes down
     the arguments that reach it.
     """
-    build = cls.__init__  # type: ignore[misc]  # replaced on this very class, never on a subclass
+    build = cls.__init__
 
     @functools.wraps(build)
     def __init__(self: Any, *args: Any, weights: str | None = None, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ def _weights_used_once(cls: type[M]) -> type[M]:
         if weights is not None:
             self.backbone.load_imagenet()
 
-    cls.__init__ = __init__  # type: ignore[misc, method-assign]
+    cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
 
 
@@ -50,7 +50,9 @@ class FeaturePyramid(nn.Module):
     | `"resnet18"` | ResNet-18; its level of full size is the image itself | full size | 6 |
 
     `"small"` with channels (64, 128, 128), vector 512 and init `"torch"` is the net of the authors' minimal example,
-    `"zhang"` that of the paper. VGG-16's and ResNet-18's maps go through 1 x 1 convolutions to the channels that were asked for, and their input is
+    `"zhang"` that of the paper.
+
+    VGG-16's and ResNet-18's maps go through 1 x 1 convolutions to the channels that were asked for, and their input is
     normalised as ImageNet's: one channel is taken as the normalised L of `flowkit_cinn.translation.color`, brought back
     to L / 100 and repeated; three channels as RGB in 0..1. The other two take the photograph as it comes.
 
@@ -62,8 +64,8 @@ class FeaturePyramid(nn.Module):
         vector: also give a vector of so many values, last: LeakyReLU, average pooling of the coarsest level to 4 x 4,
             a linear layer.
         init: `"kaiming"` draws the weights of `"small"`, of the adaptors and of the vector's layer such that features
-            start at unit scale; `"torch"` is PyTorch's default, as in the authors' code, with which each layer starts at
-            about half the scale of the one before, and deep levels near zero.
+            start at unit scale; `"torch"` is PyTorch's default, as in the authors' code, with which each layer starts
+            at about half the scale of the one before, and deep levels near zero.
         weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in
             its cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one
             needs no network. None starts from random weights.

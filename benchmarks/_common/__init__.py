@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, interleaved timings with intervals, reports (table, JSON, plot), chains, peers."""
+"""What the benchmarks share: options, ratios with intervals, reports (table, JSON, plot), chains, peers."""
 
 from .options import Options, bench_options
 from .report import Column, Report, Section

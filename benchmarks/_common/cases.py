@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
-import click
 import torch
 from torch import Tensor
 
@@ -43,7 +42,9 @@ class Case:
         """Whether it takes only some data, which must not be scaled."""
         return hasattr(self.bijection, "example_inputs")
 
-    def data(self, rows: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def data(
+        self, rows: int, dtype: torch.dtype = torch.float64, scale: float = 1.0
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Inputs, standard normal times `scale`, and conditions, `(rows, ...)`."""
         conditions = self.subject.conditions(rows)
         generator = torch.Generator().manual_seed(self.subject.seed + 1)
@@ -52,7 +53,9 @@ class Case:
         else:
             shapes = self.bijection.in_shapes
             inputs = tuple(scale * torch.randn(rows, *s, generator=generator, dtype=torch.float64) for s in shapes)
-        return tuple(i.to(dtype) for i in inputs), tuple(c.to(dtype) if c.is_floating_point() else c for c in conditions)
+        return tuple(i.to(dtype) for i in inputs), tuple(
+            c.to(dtype) if c.is_floating_point() else c for c in conditions
+        )
 
 
 def bijections(only: Sequence[str] = ()) -> dict[str, type[fk.Bijection]]:
@@ -64,7 +67,10 @@ def bijections(only: Sequence[str] = ()) -> dict[str, type[fk.Bijection]]:
     found = {
         name: thing
         for name, thing in fk.registered().items()
-        if inspect.isclass(thing) and issubclass(thing, fk.Bijection) and not thing.dimension_changing and fk.examples_of(name)
+        if inspect.isclass(thing)
+        and issubclass(thing, fk.Bijection)
+        and not thing.dimension_changing
+        and fk.examples_of(name)
     }
     for name in only:
         if name not in found:

@@ -12,7 +12,9 @@ from flowkit.bijection import as_tuple
 
 DIM, HIDDEN = 64, (128, 128)
 DEVIATION = 0.1  # of the log-scales, after `redraw`
-REDRAWN = f"redrawn: the weights of all couplings anew, so that their log-scales have standard deviation {DEVIATION}"
+REDRAWN = (
+    f"redrawn means the weights of all couplings anew, so that their log-scales have standard deviation {DEVIATION}"
+)
 
 
 def chain(depth: int, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> fk.Flow:
@@ -26,7 +28,9 @@ def chain(depth: int, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> fk.Fl
 
 
 @torch.no_grad()
-def redraw(flow: fk.Flow, x: Tensor | None = None, given: Tensor | None = None, deviation: float = DEVIATION) -> fk.Flow:
+def redraw(
+    flow: fk.Flow, x: Tensor | None = None, given: Tensor | None = None, deviation: float = DEVIATION
+) -> fk.Flow:
     """Draw the weights of all couplings anew, so that the log-scales of each have this standard deviation.
 
     Hidden layers from N(0, 2 / fan-in), biases from N(0, 0.01); the last layer of every subnet from N(0, 1 / fan-in),

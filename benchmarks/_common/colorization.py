@@ -1,4 +1,4 @@
-"""The paper's small colorization network as a subject of measurements, where the plugin and its photographs are there."""
+"""The paper's small colorization network, where the plugin and its photographs are there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def small_colorization(steps: int, quick: bool = False, size: int = 64) -> Itera
     """
     from flowkit_cinn.models import colorization_cinn
 
-    preset, size = ("demo", 16) if quick else ("small", size)
+    preset, size = ("demo", min(size, 16)) if quick else ("small", size)
     name = f"{preset} colorization, {size} x {size}"
     flow = colorization_cinn(preset, size=size, photo_size=size).float()
     conditions = _photographs(size, PHOTOGRAPHS_SEED)
@@ -44,7 +44,9 @@ def _photographs(size: int, seed: int) -> Callable[[int], Batch]:
     from flowkit_cinn.translation.crops import ColorCrops
     from flowkit_cinn.translation.sources import open_source
 
-    crops = ColorCrops(open_source("bundled").train, photo_size=(size, size), ab_size=(size, size), seed=seed, length=2**20)
+    crops = ColorCrops(
+        open_source("bundled").train, photo_size=(size, size), ab_size=(size, size), seed=seed, length=2**20
+    )
     place = 0
 
     def draw(rows: int) -> Batch:

@@ -42,12 +42,16 @@ def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     file = click.Path(path_type=Path)
 
     @click.option("--json", type=file, callback=_writable, metavar="FILE", help="Write the figures to this file.")
-    @click.option("--plot", type=file, callback=_writable, metavar="FILE", help="Draw them to this file (.png, .svg, .pdf).")
+    @click.option(
+        "--plot", type=file, callback=_writable, metavar="FILE", help="Draw them to this file (.png, .svg, .pdf)."
+    )
     @click.option("--quick", is_flag=True, help="Small sizes, to see that it runs: not for figures that are quoted.")
     @click.option("--threads", type=click.IntRange(min=1), help="Threads for torch; by default as many as it takes.")
     @seed_option
     @functools.wraps(function)
-    def wrapped(*args: Any, json: Path | None, plot: Path | None, quick: bool, threads: int | None, seed: int, **rest: Any) -> Any:
+    def wrapped(
+        *args: Any, json: Path | None, plot: Path | None, quick: bool, threads: int | None, seed: int, **rest: Any
+    ) -> Any:
         threads_before = torch.get_num_threads()
         torch.manual_seed(seed)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ class Net(nn.Sequential):
 def mlp(c_in: int, c_out: int, hidden: tuple[int, ...] = HIDDEN) -> Net:
     """A plain MLP."""
     widths = (c_in, *hidden)
-    layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
     return Net(*layers, nn.Linear(widths[-1], c_out))
 
 
@@ -177,10 +178,28 @@ def counterparts() -> Iterator[Counterpart]:
             lambda m: m.LearnedElementwiseScaling([vector]),
             None,
         ),
-        ("permutation", vector, lambda: fk.Permute(vector), lambda m: m.PermuteRandom([vector], seed=0), lambda t: t.RandomPermutation(6)),
-        ("fixed rotation", vector, lambda: fk.FixedRotation(vector), lambda m: m.FixedLinearTransform([vector], M=_rotation(6)), None),
+        (
+            "permutation",
+            vector,
+            lambda: fk.Permute(vector),
+            lambda m: m.PermuteRandom([vector], seed=0),
+            lambda t: t.RandomPermutation(6),
+        ),
+        (
+            "fixed rotation",
+            vector,
+            lambda: fk.FixedRotation(vector),
+            lambda m: m.FixedLinearTransform([vector], M=_rotation(6)),
+            None,
+        ),
         ("LU linear", vector, lambda: fk.LULinear(vector), None, lambda t: t.LULinear(6)),
-        ("squeeze", image, lambda: fk.Squeeze(image), lambda m: m.IRevNetDownsampling([image]), lambda t: t.SqueezeTransform()),
+        (
+            "squeeze",
+            image,
+            lambda: fk.Squeeze(image),
+            lambda m: m.IRevNetDownsampling([image]),
+            lambda t: t.SqueezeTransform(),
+        ),
         ("flatten", image, lambda: fk.Flatten(image), lambda m: m.Flatten([image]), None),
         ("Haar wavelet", image, _haar(image), lambda m: m.HaarDownsampling([image]), None),
     ]
@@ -220,7 +239,9 @@ class _Small:
         return mlp(c_in, c_out, (16,))
 
 
-def _wrap(wrapper: Callable[..., fk.Bijection], module: str, make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> Callable[[], fk.Bijection]:
+def _wrap(
+    wrapper: Callable[..., fk.Bijection], module: str, make: Callable[[Any], nn.Module], shape: tuple[int, ...]
+) -> Callable[[], fk.Bijection]:
     def build() -> fk.Bijection:
         return wrapper(make(importlib.import_module(module)), shape)
 

@@ -126,7 +126,9 @@ class Report:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise fk.MissingDependencyError('a plot needs matplotlib: python -m pip install "flowkit[cinn]" brings it') from error
+            raise fk.MissingDependencyError(
+                'a plot needs matplotlib: python -m pip install "flowkit[cinn]" brings it'
+            ) from error
         figure = Figure(figsize=(11, 6), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         plot(figure, self)

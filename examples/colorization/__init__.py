@@ -1,7 +1,7 @@
 """Diverse colorizations of photographs: train a conditional flow, or colorize your own photographs with one.
 
-    flowkit examples colorization                      trains on the bundled photographs, and leaves pictures and a report
-    flowkit examples colorization holiday.jpg          colorizes a photograph with the last run's model
+    flowkit examples colorization                 trains on the bundled photographs, and leaves pictures and a report
+    flowkit examples colorization holiday.jpg     colorizes a photograph with the last run's model
 
 The flow models q(ab | L), the colours of a photograph given its lightness, as in "Conditional Invertible Neural
 Networks for Diverse Image-to-Image Translation". Read `training.py` first: it is the whole of it in one page.
@@ -19,7 +19,7 @@ from .recipes import DEFAULT_OUT, RECIPES
 
 @click.command(short_help="Train a colorization flow, or colorize photographs.")
 @click.argument("photographs", nargs=-1, metavar="[PHOTO]...", type=click.Path(path_type=Path))
-@click.option("--data", help="A folder of images, tar shards ('train-*.tar'), or bundled, cifar10, imagenet.  [default: bundled]")
+@click.option("--data", help="A folder, tar shards ('train-*.tar'), bundled, cifar10 or imagenet.  [default: bundled]")
 @click.option("--root", type=click.Path(path_type=Path), help="Where cifar10 or imagenet lies.  [default: data]")
 @click.option("--download", is_flag=True, help="Let torchvision download cifar10 there.")
 @click.option("--preset", type=click.Choice(list(RECIPES)), help="The network and its recipe.  [default: demo]")
@@ -28,9 +28,9 @@ from .recipes import DEFAULT_OUT, RECIPES
 @click.option("--lr", type=float, help="Learning rate.  [default: the preset's]")
 @click.option("--seed", type=int, help="Of all random numbers.  [default: 0]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-@click.option("--out", type=click.Path(path_type=Path), help=f"Where to write.  [default: {DEFAULT_OUT}; beside each PHOTO]")
+@click.option("--out", type=click.Path(path_type=Path), help=f"A folder.  [default: {DEFAULT_OUT}; beside each PHOTO]")
 @click.option("--samples", type=int, help="Colorizations of each photograph.  [default: 8; 4 of each PHOTO]")
-@click.option("--temperature", type=float, help="Scales the latent code: 0 is the most typical, 1 as modelled.  [default: 1]")
+@click.option("--temperature", type=float, help="Scales the code: 0 most typical, 1 as modelled.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the last one.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model for PHOTO.  [default: the last run's]")
 @click.pass_context
@@ -42,7 +42,7 @@ def command(context: click.Context, photographs: tuple[Path, ...], **options: An
 
     With PHOTO: writes several colorizations of each, at its own size, beside it or in --out; nothing is overwritten.
     """
-    from .choices import photograph_choices, training_choices
+    from .choices import photograph_choices, training_choices, typed
 
     if photographs:
         chosen = photograph_choices(photographs, options)
@@ -50,7 +50,7 @@ def command(context: click.Context, photographs: tuple[Path, ...], **options: An
 
         colorize(chosen)
     else:
-        settings, where = training_choices(options)
+        settings, where = training_choices(options, typed(context))
         from .run import run
 
         context.exit(run(settings, where))

@@ -6,11 +6,12 @@ import json
 import math
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import click
 
 from flowkit.errors import ConfigError, StorageError
 
@@ -37,10 +38,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run is written, and on what it runs."""
+    """Where a run is written, on what it runs, and the command that asked for it."""
 
     out: Path
     device: str
+    command: str = "flowkit examples colorization"
     resume: bool = False
     download: bool = False
 
@@ -58,7 +60,7 @@ class PhotographChoices:
     device: str
 
 
-def training_choices(options: Mapping[str, Any]) -> tuple[Settings, Where]:
+def training_choices(options: Mapping[str, Any], command: str) -> tuple[Settings, Where]:
     """The settings of a training run.
 
     Raises:
@@ -69,13 +71,15 @@ def training_choices(options: Mapping[str, Any]) -> tuple[Settings, Where]:
     if options["model"] is not None:
         raise ConfigError("--model is for colorizing: name at least one PHOTO with it")
     if options["resume"]:
-        return _resumed(options)
+        return _resumed(options, command)
     recipe = RECIPES[options["preset"] or Settings.preset]
     given = {f.name: options[f.name] for f in fields(Settings) if options.get(f.name) is not None}
     given["root"] = str(given.get("root", Settings.root))
     ours = {"steps": recipe.steps, "batch_size": recipe.batch_size, "lr": recipe.lr, "noise": recipe.noise}
     settings = Settings(**{**ours, **given})
-    return settings, Where(options["out"] or Path(DEFAULT_OUT), options["device"], download=options["download"])
+    return settings, Where(
+        options["out"] or Path(DEFAULT_OUT), options["device"], command, download=options["download"]
+    )
 
 
 def photograph_choices(photographs: Sequence[Path], options: Mapping[str, Any]) -> PhotographChoices:
@@ -148,20 +152,31 @@ def read_settings(folder: Path) -> Settings:
     try:
         return Settings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"'{folder / SETTINGS}' is missing or damaged, so the run in '{folder}' cannot go on") from error
+        raise StorageError(
+            f"'{folder / SETTINGS}' is missing or damaged, so the run in '{folder}' cannot go on"
+        ) from error
 
 
-def settings_text(settings: Settings) -> str:
+def settings_text(settings: Settings, command: str) -> str:
     """What `read_settings` reads."""
-    return json.dumps({"settings": asdict(settings), "command": this_command()}, indent=2) + "\n"
+    return json.dumps({"settings": asdict(settings), "command": command}, indent=2) + "\n"
 
 
-def this_command() -> str:
-    """The command as it was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def typed(context: click.Context) -> str:
+    """The command as it was typed, without what was left to its default."""
+    words: list[str] = context.command_path.split()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Option):
+            words += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], str(context.params[name])]
+        else:
+            words += [str(value) for value in context.params[name]]
+    return shlex.join(words)
 
 
-def _resumed(options: Mapping[str, Any]) -> tuple[Settings, Where]:
+def _resumed(options: Mapping[str, Any], command: str) -> tuple[Settings, Where]:
     out = options["out"]
     folders = [out] if out is not None else runs_at(Path(DEFAULT_OUT))
     left = [folder for folder in folders if (folder / CHECKPOINT).is_file()]
@@ -173,9 +188,12 @@ def _resumed(options: Mapping[str, Any]) -> tuple[Settings, Where]:
         value = options[name]
         if value is not None and str(value) != str(getattr(settings, name)):
             raise ConfigError(
-                f"the run in '{folder}' has --{name.replace('_', '-')} {getattr(settings, name)}, and cannot go on with {value}"
+                f"the run in '{folder}' has --{name.replace('_', '-')} {getattr(settings, name)}, "
+                f"and cannot go on with {value}"
             )
     if options["steps"] is not None and options["steps"] < settings.steps:
-        raise ConfigError(f"the run in '{folder}' has --steps {settings.steps}: it can go on to more, not to {options['steps']}")
+        raise ConfigError(
+            f"the run in '{folder}' has --steps {settings.steps}: it can go on to more, not to {options['steps']}"
+        )
     changed = {name: options[name] for name in ("steps", "samples", "temperature") if options[name] is not None}
-    return replace(settings, **changed), Where(folder, options["device"], True, options["download"])
+    return replace(settings, **changed), Where(folder, options["device"], command, True, options["download"])

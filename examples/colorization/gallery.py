@@ -19,7 +19,7 @@ from .recipes import TEMPERATURES
 from .scoring import samples_of
 from .training import sizes_of
 
-SHOWN_IMAGES, TEMPERATURE_IMAGES = 8, 5
+SHOWN_IMAGES, TEMPERATURE_IMAGES = 9, 5
 SHOWN_SIDE = 160  # pixels of a picture in the grid; the flow's ab is brought there as for a user's photograph
 
 

@@ -51,7 +51,9 @@ def colorize(chosen: PhotographChoices) -> list[Path]:
         read_photograph(path, at_least=CHECK_SIDE)
     if chosen.out is not None:
         _make_folder(chosen.out)
-    out.print(f"Colorizing with {chosen.model}, temperature {chosen.temperature:g}, seed {chosen.seed}:", soft_wrap=True)
+    out.print(
+        f"Colorizing with {chosen.model}, temperature {chosen.temperature:g}, seed {chosen.seed}:", soft_wrap=True
+    )
     written: list[Path] = []
     rows = []
     for number, path in enumerate(chosen.photographs):
@@ -76,11 +78,15 @@ def load_model(path: Path) -> fk.Flow:
         ConfigError: it holds another kind of flow.
     """
     if not path.is_file():
-        raise StorageError(f"the model '{path}' does not exist" if not path.exists() else f"the model '{path}' is a folder")
+        raise StorageError(
+            f"the model '{path}' does not exist" if not path.exists() else f"the model '{path}' is a folder"
+        )
     flow = fk.load(path)
     sizes_of(flow, f"the flow in '{path}'")
     if "photo" not in flow.condition_shapes:
-        raise ConfigError(f"the flow in '{path}' has no condition 'photo': it cannot see the photograph that it is to colorize")
+        raise ConfigError(
+            f"the flow in '{path}' has no condition 'photo': it cannot see the photograph that it is to colorize"
+        )
     return flow
 
 

@@ -19,13 +19,14 @@ from flowkit_cinn.translation.sources import SourceReport
 
 from .choices import Settings
 from .recipes import METRIC_SAMPLES
+from .report_style import STYLE
 
 MOST_SKIPPED_NAMES = 50
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows: settings, metrics.json's content, pictures by name, the graph's SVG, the command, the data."""
+    """What the page shows: settings, metrics.json's content, pictures by name, the graph's SVG, command and data."""
 
     settings: Settings
     metrics: dict[str, Any]
@@ -42,8 +43,9 @@ def page(report: Report) -> str:
     verdict = "below" if best < gray else "not below"
     body = [
         "<h1>Diverse colorizations</h1>",
-        f"<p class=lead>A conditional normalizing flow that models the colours of a photograph given its lightness, trained "
-        f"by maximum likelihood for {report.metrics['training']['steps']:,} steps on {_text(report.data.data)}. "
+        f"<p class=lead>A conditional normalizing flow that models the colours of a photograph given its lightness, "
+        f"trained by maximum likelihood for {report.metrics['training']['steps']:,} steps on "
+        f"{_text(report.data.data)}. "
         f"Of {METRIC_SAMPLES} samples the best one's error is {best:.1f}, {verdict} the {gray:.1f} of leaving the "
         f"photograph gray.</p>",
         _tiles(figures),
@@ -54,17 +56,21 @@ def page(report: Report) -> str:
         ),
         _section(
             "Temperature",
-            "The same code, scaled. At 0 it is the most typical colorization; beyond 1 it is more varied than the model.",
+            "The same code, scaled. At 0 it is the most typical colorization; beyond 1 it is bolder than the model.",
             _picture(report.pictures["temperature.png"], "One code at five temperatures"),
         ),
         _section(
             "Training",
-            "-log2 q(ab | L) / D of each batch, in bits per dimension of normalised ab with its noise; the line is the moving median. A "
-            "density in continuous space has no floor at zero: negative values are in order.",
+            "-log2 q(ab | L) / D of each batch: bits per dimension of normalised ab with its noise; the line is the "
+            "moving median. A density has no floor at zero: negative values are in order.",
             _picture(report.pictures["curve"], "Bits per dimension over the steps", chart=True),
         ),
         _section("Figures", "On held-out images, with bootstrap errors of the mean.", _figures(figures)),
-        _section("Network", "", f"<details><summary>The graph, node by node</summary><div class=graph>{report.drawing}</div></details>"),
+        _section(
+            "Network",
+            "",
+            f"<details><summary>The graph, node by node</summary><div class=graph>{report.drawing}</div></details>",
+        ),
         _section("How it was made", "", _made(report)),
         _section("Notes", "", _notes(report)),
     ]
@@ -81,11 +87,17 @@ def _tiles(figures: dict[str, Any]) -> str:
     ab = figures["ab"]
     tiles = [
         (_short(figures["bits_per_dimension"]["mean"]), "bits per dimension", "held out; lower is better"),
-        (_short(ab["best_of_n_mse"]["mean"]), f"best-of-{METRIC_SAMPLES} MSE", f"grayscale: {_short(ab['grayscale_mse']['mean'])}"),
+        (
+            _short(ab["best_of_n_mse"]["mean"]),
+            f"best-of-{METRIC_SAMPLES} MSE",
+            f"grayscale: {_short(ab['grayscale_mse']['mean'])}",
+        ),
         (_short(ab["variance"]["mean"]), f"variance of {METRIC_SAMPLES} samples", "per pixel, Lab units squared"),
         (str(figures["images"]), "held-out images", "never seen in training"),
     ]
-    cells = "".join(f"<div class=tile><b>{_text(v)}</b><span>{_text(n)}</span><small>{_text(s)}</small></div>" for v, n, s in tiles)
+    cells = "".join(
+        f"<div class=tile><b>{_text(v)}</b><span>{_text(n)}</span><small>{_text(s)}</small></div>" for v, n, s in tiles
+    )
     return f"<div class=tiles>{cells}</div>"
 
 
@@ -100,7 +112,8 @@ def _figures(figures: dict[str, Any]) -> str:
         ]
     lines = [
         f"<tr><td>{_text(name)}</td><td class=number>{_short(value['mean'])}</td>"
-        f"<td class=number>{'' if value['error'] is None else '± ' + _short(value['error'])}</td><td>{_text(units)}</td></tr>"
+        f"<td class=number>{'' if value['error'] is None else '± ' + _short(value['error'])}</td>"
+        f"<td>{_text(units)}</td></tr>"
         for name, value, units in rows
     ]
     head = "<tr><th>figure</th><th class=number>mean</th><th class=number>error</th><th>of</th></tr>"
@@ -117,23 +130,22 @@ def _made(report: Report) -> str:
 
 
 def _notes(report: Report) -> str:
-    notes = [_text(report.data.summary(most_names=0)).replace(": .", ".")] if not report.data.skipped else []
-    if report.data.skipped:
-        names = [f"{skip.name} ({skip.reason})" for skip in report.data.skipped[:MOST_SKIPPED_NAMES]]
-        more = len(report.data.skipped) - len(names)
-        rest = f", and {more} more" if more > 0 else ""
-        notes.append(
-            f"{report.data.used} images for training, {report.data.held_out} held out ({_text(report.data.split)}). "
-            f"{len(report.data.skipped)} images were skipped: {_text(', '.join(names))}{rest}."
-        )
+    notes = [report.data.summary(MOST_SKIPPED_NAMES)]
     if not report.data.checked:
-        notes.append("The data are too many to look at beforehand: unusable images are skipped, and counted, when they are first read.")
+        notes.append(
+            "The images are too many to look at beforehand: unusable ones are skipped, and counted, when "
+            "they are first read."
+        )
     notes.append(
-        "FID and the top-5 accuracy of the paper's table were left out: they need networks whose weights must be downloaded. "
-        "The paper gives no units for its MSE and variance, so its figures cannot be compared with these."
+        "Left out: FID and the top-5 accuracy of the paper's table, which need networks whose weights must be "
+        "downloaded."
     )
-    notes.append("Pictures are shown with the flow's colours brought to their size by joint bilateral upsampling; figures are measured at the flow's own size.")
-    return "<ul>" + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
+    notes.append("The paper gives no units for its MSE and variance, so its figures cannot be compared with these.")
+    notes.append(
+        "Pictures show the flow's colours brought to their size by joint bilateral upsampling; figures are measured at "
+        "the flow's own size."
+    )
+    return "<ul>" + "".join(f"<li>{_text(note)}</li>" for note in notes) + "</ul>"
 
 
 def versions() -> dict[str, str]:
@@ -144,7 +156,9 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    found["machine"] = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
     return found
 
 
@@ -155,7 +169,8 @@ def _section(title: str, text: str, content: str) -> str:
 def _picture(image: Image.Image, alt: str, chart: bool = False) -> str:
     data = base64.b64encode(png_bytes(image)).decode()
     kind = "chart" if chart else "grid"
-    return f"<div class='scroll {kind}'><img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'></div>"
+    image_tag = f"<img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"
+    return f"<div class='scroll {kind}'>{image_tag}</div>"
 
 
 def _short(value: float) -> str:
@@ -164,36 +179,3 @@ def _short(value: float) -> str:
 
 def _text(value: Any) -> str:
     return html.escape(str(value))
-
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #202124; --soft: #5f6368; --paper: #ffffff; --panel: #f5f6f8; --line: #dfe1e5; --accent: #1f5fa8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #9aa0a6; --paper: #17181b; --panel: #222428; --line: #3a3d42; --accent: #8ab4f8; }
-  .chart img { filter: invert(0.9) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
-.lead { font-size: 1.1rem; max-width: 46rem; }
-section > p { color: var(--soft); max-width: 46rem; margin: .25rem 0 .75rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: .75rem; margin: 1.5rem 0; }
-.tile { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.2; color: var(--accent); }
-.tile span { display: block; }
-.tile small { color: var(--soft); }
-.scroll { overflow-x: auto; }
-.grid img, .chart img { display: block; width: 100%; height: auto; border-radius: 8px; border: 1px solid var(--line); }
-.grid img { min-width: 760px; }
-.chart img { max-width: 860px; }
-table { border-collapse: collapse; width: 100%; font-size: .95rem; }
-td, th { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; }
-summary { cursor: pointer; color: var(--accent); }
-.graph { overflow: auto; max-height: 80vh; margin-top: .75rem; border: 1px solid var(--line); border-radius: 8px; padding: 1rem; }
-li { margin: .35rem 0; }
-"""
-

@@ -23,7 +23,7 @@ from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.pictures import loss_curve
 from flowkit_cinn.translation.sources import Source, open_source
 
-from .choices import Settings, Where, settings_text, this_command
+from .choices import Settings, Where, settings_text
 from .gallery import colorizations, temperatures
 from .recipes import CHECKPOINT, METRIC_SAMPLES, MODEL, SETTINGS
 from .report import Report, page
@@ -50,7 +50,7 @@ def run(settings: Settings, where: Where) -> int:
     torch.manual_seed(settings.seed)
     flow = colorization_cinn(settings.preset)
     folder = where.out if where.resume else run_folder(where.out)
-    write_file(folder / SETTINGS, settings_text(settings))
+    write_file(folder / SETTINGS, settings_text(settings, where.command))
     count = sum(p.numel() for p in flow.parameters())
     out.print(
         f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
@@ -73,12 +73,12 @@ def run(settings: Settings, where: Where) -> int:
             soft_wrap=True,
         )
         return INTERRUPTED
-    leave_results(flow, source, settings, result, folder, out)
+    leave_results(flow, source, settings, where.command, result, folder, out)
     return 0
 
 
 def leave_results(
-    flow: fk.Flow, source: Source, settings: Settings, result: FitResult, folder: Path, out: Console
+    flow: fk.Flow, source: Source, settings: Settings, command: str, result: FitResult, folder: Path, out: Console
 ) -> None:
     """The model, figures, pictures and the report of a trained flow."""
     flow.eval()
@@ -115,7 +115,8 @@ def leave_results(
     write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     bits = [loss / math.log(2) for loss in result.losses]
     curve = loss_curve({"training": (list(range(1, len(bits) + 1)), bits)}, size=(8.0, 3.4))
-    report = Report(settings, metrics, {**pictures, "curve": curve}, flow.network.graph.draw("svg"), this_command(), source.report)
+    drawing = flow.network.graph.draw("svg")
+    report = Report(settings, metrics, {**pictures, "curve": curve}, drawing, command, source.report)
     write_file(folder / "report.html", page(report))
     _say_what_is_there(out, folder, figures, result)
 

@@ -43,8 +43,8 @@ def sizes_of(flow: Flow, name: str = "the flow") -> Sizes:
     fits = len(ab) == 3 and len(photo) == 3 and ab[0] == 2 and photo[0] == 1 and ab[1] * photo[2] == ab[2] * photo[1]
     if set(inputs) != {"ab"} or not set(conditions) <= {"photo"} or not fits:
         raise ConfigError(
-            f"{name} is no colorization flow: it needs the input 'ab' (2, h, w) and the condition 'photo' (1, H, W) of one "
-            f"aspect, and has the inputs {dict(inputs)} and the conditions {dict(conditions)}"
+            f"{name} is no colorization flow: it needs the input 'ab' (2, h, w) and the condition 'photo' (1, H, W) "
+            f"of one aspect, and has the inputs {dict(inputs)} and the conditions {dict(conditions)}"
         )
     return Sizes((photo[1], photo[2]), (ab[1], ab[2]))
 
@@ -116,7 +116,7 @@ def held_out_bits(flow: Flow, crops: Crop, noise: float, seed: int = 0) -> Estim
 def train_and_judge(
     flow: Flow, source: Source, settings: Settings, *, device: str = "auto", callbacks: Sequence[Any] = ()
 ) -> Estimate:
-    """Train any colorization flow, conditional or not, for `settings.steps`, and return its held-out bits per dimension.
+    """Train any colorization flow, conditional or not, for `settings.steps`: its held-out bits per dimension.
 
     So the conditional flow can be compared with the same flow trained without its condition.
     """

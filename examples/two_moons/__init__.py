@@ -1,6 +1,6 @@
 """A conditional flow learns two moons, each by its label; its density and samples as a picture (under a minute).
 
-Read from top to bottom: the flow, the training loop, what is measured. The data is in moons.py, the picture in picture.py.
+Read from top to bottom: the flow, the training loop, what is measured. Data is in moons.py, the picture in picture.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def evaluate(flow: fk.Flow, count: int, device: str) -> dict[str, float]:
     The truth's is the entropy: no model can do better, and the gap is an estimate of the Kullback-Leibler divergence.
     """
     x, label = moons.sample(count, torch.Generator().manual_seed(2**31))  # of no training run
-    flow_given, true_given = densities(flow, x.to(device)), (moons.log_prob(x, label * 0), moons.log_prob(x, label * 0 + 1))
+    flow_given, true_given = (
+        densities(flow, x.to(device)),
+        (moons.log_prob(x, label * 0), moons.log_prob(x, label * 0 + 1)),
+    )
     figures = {}
     for who, (upper, lower) in (("nll", flow_given), ("entropy", true_given)):
         upper, lower = upper.cpu(), lower.cpu()
@@ -77,7 +80,13 @@ def evaluate(flow: fk.Flow, count: int, device: str) -> dict[str, float]:
 @click.command()
 @click.option("--steps", type=click.IntRange(min=1), default=1200, show_default=True, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True, help="Points a step.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/two-moons"), show_default=True, help="Where the files go; a folder with a run is kept.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/two-moons"),
+    show_default=True,
+    help="Where the files go; a folder with a run is kept.",
+)
 @seed_option
 @device_option
 def command(steps: int, batch_size: int, out: Path, seed: int, device: str) -> None:
@@ -97,8 +106,9 @@ def command(steps: int, batch_size: int, out: Path, seed: int, device: str) -> N
     fk.save(flow, folder / "model.safetensors")
     write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write_file(folder / "two-moons.png", draw(flow, losses, metrics))
-    out_ = console()
+    show = console()
     for which, said in (("given_label", "given its label"), ("marginal", "without label")):
         nll, entropy = figures[f"nll_{which}"], figures[f"entropy_{which}"]
-        out_.print(f"a point {said}: {nll:.4f} nats; the truth's entropy is {entropy:.4f}, so the flow is {nll - entropy:.4f} from perfect")
-    out_.print(f"{folder}: two-moons.png, metrics.json, model.safetensors", soft_wrap=True)
+        gap = f"{nll - entropy:.4f} from the truth's entropy"
+        show.print(f"held-out points {said}: {nll:.4f} nats, {gap} of {entropy:.4f}", soft_wrap=True)
+    show.print(f"{folder}: two-moons.png, metrics.json, model.safetensors", soft_wrap=True)

@@ -23,7 +23,9 @@ def draw(flow: fk.Flow, losses: list[float], metrics: dict) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise fk.MissingDependencyError('the picture needs matplotlib: python -m pip install "flowkit[cinn]" brings it') from error
+        raise fk.MissingDependencyError(
+            'the picture needs matplotlib: python -m pip install "flowkit[cinn]" brings it'
+        ) from error
 
     device = next(flow.parameters()).device
     upper, lower = (d.cpu() for d in densities(flow, _grid().to(device)))
@@ -37,7 +39,7 @@ def draw(flow: fk.Flow, losses: list[float], metrics: dict) -> bytes:
         strict=True,
     ):
         density = values.exp().reshape(PIXELS[1], PIXELS[0])
-        ax.imshow(density.sqrt(), extent=VIEW, origin="lower", cmap="magma", aspect="auto", interpolation="bilinear")
+        ax.imshow(density.sqrt().numpy(), extent=VIEW, origin="lower", cmap="magma", aspect="auto", interpolation="bilinear")
         _frame(ax, title)
 
     count = 2500
@@ -69,7 +71,7 @@ def _frame(ax, title: str) -> None:
 
 def _scatter(ax, x: Tensor, label: Tensor, title: str) -> None:
     for which, colour in ((0, UPPER), (1, LOWER)):
-        ax.scatter(*x[label == which].T, s=4, color=colour, alpha=0.55, linewidths=0)
+        ax.scatter(*x[label == which].T.numpy(), s=4, color=colour, alpha=0.55, linewidths=0)
     ax.set_xlim(VIEW[:2])
     ax.set_ylim(VIEW[2:])
     _frame(ax, title)
@@ -79,8 +81,8 @@ def _curve(ax, losses: list[float], metrics: dict) -> None:
     _frame(ax, "loss given the label, nats; dashed: the true entropy")
     window = max(1, len(losses) // 100)
     smooth = torch.tensor(losses).unfold(0, window, window).mean(1)
-    ax.plot(torch.arange(len(losses)) + 1, losses, color="#7d6bd6", alpha=0.35, linewidth=0.7)
-    ax.plot((torch.arange(len(smooth)) + 0.5) * window, smooth, color="#b9a8ff", linewidth=1.8)
+    ax.plot(range(1, len(losses) + 1), losses, color="#7d6bd6", alpha=0.35, linewidth=0.7)
+    ax.plot([(i + 0.5) * window for i in range(len(smooth))], smooth.tolist(), color="#b9a8ff", linewidth=1.8)
     entropy, nll = metrics["entropy_given_label"], metrics["nll_given_label"]
     ax.axhline(entropy, color=UPPER, linestyle="--", linewidth=1)
     ax.set_ylim(entropy - 0.15, entropy + 1.6)
@@ -88,7 +90,16 @@ def _curve(ax, losses: list[float], metrics: dict) -> None:
     ax.tick_params(colors=INK, labelsize=9)
     ax.xaxis.set_major_locator(_ticks())
     ax.yaxis.set_major_locator(_ticks())
-    ax.text(0.97, 0.93, f"held out: {nll:.3f}\nentropy:  {entropy:.3f}", transform=ax.transAxes, ha="right", va="top", color=INK, family="monospace")
+    ax.text(
+        0.97,
+        0.93,
+        f"held out: {nll:.3f}\nentropy:  {entropy:.3f}",
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        color=INK,
+        family="monospace",
+    )
 
 
 def _ticks():

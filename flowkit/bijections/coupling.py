@@ -151,7 +151,8 @@ class Coupling(Bijection):
             found = [b if a is None else a if b is None else a + b for a, b in zip(found, rest, strict=True)]
             for parameter, grad in zip(own, grad_own, strict=True):
                 place = next(k for k, w in enumerate(wanted) if w is parameter)
-                found[place] = grad if found[place] is None else found[place] + grad
+                earlier = found[place]  # of the other step, where an author's halves share a univariate map
+                found[place] = grad if earlier is None else earlier + grad
             halves[half], grads[half] = active.detach(), grad_active
             grads[1 - half] = grads[1 - half] + grad_passive
         return [torch.cat(halves, 1)], [torch.cat(grads, 1)], found

@@ -76,7 +76,7 @@ class ElementwiseAffine(Bijection):
             raise ConfigError(f"ElementwiseAffine: a subnet needs conditions to predict from, got {subnet!r} and none")
         self.univariate = Affine(shape, clamp, limit)
         # An instance without conditions keeps a promise that the class cannot make.
-        self.__dict__["constant_log_det"] = not self.condition_shapes
+        self.constant_log_det = not self.condition_shapes
         self.subnet: nn.Module | None = None
         if self.condition_shapes:
             recipe = default_subnet(shape) if subnet is None else subnet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,9 +28,9 @@ class Identity(Bijection):
     tensor([0., 0., 0.])
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     def __init__(self, shape: int | Sequence[int]):
         super().__init__(shape)

@@ -75,7 +75,7 @@ class Inverse(Bijection):
         self.out_shapes = bijection.in_shapes
         self.bijection = bijection
         for promise in FORWARDED:
-            self.__dict__[promise] = getattr(bijection, promise)
+            setattr(self, promise, getattr(bijection, promise))
 
     def forward(self, *inputs_and_given: Any) -> tuple[Output, Tensor]:
         """f's inverse."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ class FixedRotation(Bijection):
     True
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
 
     rotation: Tensor
 
@@ -153,7 +153,7 @@ class LULinear(Bijection):
     True
     """
 
-    constant_log_det: ClassVar[bool] = True
+    constant_log_det = True
 
     sign: Tensor
     order: Tensor

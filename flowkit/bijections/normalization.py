@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -43,8 +42,8 @@ class ActNorm(Bijection):
     [[1.0, 1.0]]
     """
 
-    constant_log_det: ClassVar[bool] = True
-    needs_initialization: ClassVar[bool] = True
+    constant_log_det = True
+    needs_initialization = True
 
     location: Tensor
     log_scale: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,9 +64,9 @@ class Permute(Bijection):
     [[12.0, 10.0, 11.0]]
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     order: Tensor
     inverse_order: Tensor

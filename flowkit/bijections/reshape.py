@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -44,9 +43,9 @@ class Reshape(Bijection):
     torch.Size([5, 3, 2])
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     def __init__(self, shape: int | Sequence[int], to: int | Sequence[int]):
         super().__init__(shape)
@@ -133,9 +132,9 @@ class Squeeze(Bijection):
     torch.Size([5, 12, 4, 4])
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     def __init__(self, shape: int | Sequence[int], factor: int = 2):
         super().__init__(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,9 +47,9 @@ class Split(Bijection):
     [(5, 2, 4, 4), (5, 6, 4, 4)]
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     def __init__(self, shape: int | Sequence[int], sizes: Sequence[int] | None = None, dim: int = 0):
         super().__init__(shape)
@@ -113,9 +112,9 @@ class Concat(Bijection):
     torch.Size([5, 3, 4])
     """
 
-    constant_log_det: ClassVar[bool] = True
-    volume_preserving: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    constant_log_det = True
+    volume_preserving = True
+    views = True
 
     def __init__(self, *shapes: int | Sequence[int], dim: int = 0):
         super().__init__(*shapes)

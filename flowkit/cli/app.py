@@ -28,7 +28,9 @@ COMMANDS = {
 
 
 @click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, envvar="FLOWKIT_DEBUG", help="Show the traceback of an unexpected error (FLOWKIT_DEBUG=1).")
+@click.option(
+    "--debug", is_flag=True, envvar="FLOWKIT_DEBUG", help="Show the traceback of an unexpected error (FLOWKIT_DEBUG=1)."
+)
 @click.version_option(__version__, message="flowkit %(version)s")
 @click.pass_context
 def root(context: click.Context, debug: bool) -> None:

@@ -41,7 +41,9 @@ class Catalog:
         # site-packages may hold a stranger's folder of that name: only a checkout's counts
         if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
             return beside
-        raise FlowkitError(f"the {self.folder} are not part of this installation: neither {packed} nor {beside} is there")
+        raise FlowkitError(
+            f"the {self.folder} are not part of this installation: neither {packed} nor {beside} is there"
+        )
 
     def files(self) -> dict[str, Path]:
         """Name (as typed: `two-moons`) and source file of each, sorted; names that begin with `_` are not shown."""

@@ -23,7 +23,9 @@ class CatalogGroup(Group):
 
         rows = [(name, self.catalog.help(name)) for name in self.catalog.files()]
         console().print(table("", ("name", "what it does"), rows))
-        console().print(f"Run one with `flowkit {self.name} NAME`; the source is in {self.catalog.path()}.", soft_wrap=True)
+        console().print(
+            f"Run one with `flowkit {self.name} NAME`; the source is in {self.catalog.path()}.", soft_wrap=True
+        )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """`list`, and the names of the files."""
@@ -31,7 +33,9 @@ class CatalogGroup(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The file's command, imported now."""
-        return self.catalog.command(cmd_name) if cmd_name in self.catalog.files() else super().get_command(ctx, cmd_name)
+        return (
+            self.catalog.command(cmd_name) if cmd_name in self.catalog.files() else super().get_command(ctx, cmd_name)
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help's list, from the docstrings alone: nothing is imported."""

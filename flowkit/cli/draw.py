@@ -11,8 +11,15 @@ FORMATS = {".txt": "text", ".md": "mermaid", ".mmd": "mermaid", ".svg": "svg"}
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file; without it, to standard output.")
-@click.option("--format", "style", type=click.Choice(["text", "mermaid", "svg"]), help="By default what the output's name ends in, else text.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write to this file; without it, to standard output."
+)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "mermaid", "svg"]),
+    help="By default what the output's name ends in, else text.",
+)
 def command(file: Path, output: Path | None, style: str | None) -> None:
     """Draw the graph of a saved flow."""
     from flowkit.cli.files import load_flow

@@ -34,7 +34,9 @@ class Group(click.Group):
             ctx.exit()
         return super().invoke(ctx)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """The sub-command of that name.
 
         Raises:

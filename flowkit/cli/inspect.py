@@ -18,8 +18,17 @@ def command(file: Path) -> None:
     out = console()
     out.print(table("", ("", ""), describe(file, flow)))
     rows = [
-        (name, type(module).__name__, _shapes(module, "in_shapes"), _shapes(module, "out_shapes"), _shapes(module, "condition_shapes"), f"{count:,}")
-        for name, module, count in ((n, m, sum(p.numel() for p in m.parameters())) for n, m in flow.network.nodes.items())
+        (
+            name,
+            type(module).__name__,
+            _shapes(module, "in_shapes"),
+            _shapes(module, "out_shapes"),
+            _shapes(module, "condition_shapes"),
+            f"{count:,}",
+        )
+        for name, module, count in (
+            (n, m, sum(p.numel() for p in m.parameters())) for n, m in flow.network.nodes.items()
+        )
     ]
     out.print(table("Nodes", ("name", "class", "in", "out", "given", "parameters"), rows, numbers=("parameters",)))
 

@@ -25,4 +25,6 @@ class Device(click.ParamType):
 
 
 device_option = click.option("--device", type=Device(), default="cpu", show_default=True, help="Where to compute.")
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed gives the same numbers.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed gives the same numbers."
+)

@@ -33,7 +33,9 @@ class Case:
         """A new instance."""
         return self.example.build(self.cls)
 
-    def check(self, laws: str | Iterable[str] | None = None, skip: Mapping[str, str] | Iterable[str] | None = None) -> Report:
+    def check(
+        self, laws: str | Iterable[str] | None = None, skip: Mapping[str, str] | Iterable[str] | None = None
+    ) -> Report:
         """Try the laws, all by default; see `check_bijection`.
 
         Laws that need other processes run once for all cases of one `cases()`, at the first that asks for them.
@@ -75,7 +77,9 @@ def registered_bijections(prefix: str | None = None) -> dict[str, type[Bijection
     }
 
 
-def cases(prefix: str | None = None, *, only: Callable[[str], bool] | Sequence[str] | None = None, seed: int = 0) -> list[Case]:
+def cases(
+    prefix: str | None = None, *, only: Callable[[str], bool] | Sequence[str] | None = None, seed: int = 0
+) -> list[Case]:
     """A case for every registered bijection and each of its examples.
 
     One that is registered without examples gives no case; `registered_bijections` and `fk.examples_of` find it.

@@ -16,7 +16,7 @@ from flowkit.registry import Example, examples_of, lookup, name_of
 from flowkit.testing.findings import Findings, NotApplicable
 from flowkit.testing.processes import PROCESS_LAWS, THEME, run_process_laws
 from flowkit.testing.registry import Law, all_laws, select_laws
-from flowkit.testing.report import Finding, Report, Result
+from flowkit.testing.report import Finding, Report, Result, Status
 from flowkit.testing.subject import Draw, Origin, Subject, importable, isolated
 
 LONGEST_TITLE = 100
@@ -51,7 +51,8 @@ def check_bijection(
         skip: names or themes to leave out; as a dictionary, each with its reason.
         seed: of weights and data.
         rows: the batch.
-        tolerance: of |err| <= tolerance (1 + |ref|); 1e-9 in float64, 1e-4 in float32, or what an iterative one declares.
+        tolerance: of |err| <= tolerance (1 + |ref|); by default 1e-9 in float64, 1e-4 in float32, or what an iterative
+            one declares.
         inputs: `inputs(rows)` draws a tuple of data.
         conditions: `conditions(rows)` draws a tuple of conditions.
         raises: False returns the report even if laws are broken.
@@ -67,7 +68,14 @@ def check_bijection(
     >>> check_bijection(fk.Identity((3,)), laws="exactness").ok
     True
     """
-    options = {"dtype": dtype, "seed": seed, "rows": rows, "tolerance": tolerance, "inputs": inputs, "conditions": conditions}
+    options = {
+        "dtype": dtype,
+        "seed": seed,
+        "rows": rows,
+        "tolerance": tolerance,
+        "inputs": inputs,
+        "conditions": conditions,
+    }
     subjects = subjects_of(bijection, example, options)
     names = law_names(laws)
     skipped = skipped_laws(skip)
@@ -92,7 +100,9 @@ def skipped_laws(skip: Mapping[str, str] | Iterable[str] | None) -> dict[str, st
     """Law names to leave out, each with its reason, from names and themes."""
     if not skip:
         return {}
-    reasons = skip if isinstance(skip, Mapping) else dict.fromkeys([skip] if isinstance(skip, str) else skip, "left out")
+    reasons = (
+        skip if isinstance(skip, Mapping) else dict.fromkeys([skip] if isinstance(skip, str) else skip, "left out")
+    )
     return {name: reason for asked, reason in reasons.items() for name in law_names([asked])}
 
 
@@ -106,7 +116,9 @@ def run_laws(subject: Subject, names: Iterable[str], skipped: Mapping[str, str])
     ]
     process = {law.name for law in PROCESS_LAWS}
     results += [
-        Result(name, "skipped", subject.title, reason=skipped[name]) for name in names if name in process and name in skipped
+        Result(name, "skipped", subject.title, reason=skipped[name])
+        for name in names
+        if name in process and name in skipped
     ]
     return Report(tuple(results), tuple(f"{subject.title}: {note}" for note in dict.fromkeys(subject.notes)))
 
@@ -125,8 +137,8 @@ def run_law(law: Law, subject: Subject) -> Result:
             text = (str(error).strip() or "no message").splitlines()[0]
             expect.broken.append(Finding(f"raises {type(error).__name__}: {text}"))
     figure, tolerance = expect.worst or (None, None)
-    status = "failed" if expect.broken else "passed"
-    return Result(law.name, status, subject.title, tuple(expect.broken), "", figure, tolerance)  # type: ignore[arg-type]
+    status: Status = "failed" if expect.broken else "passed"
+    return Result(law.name, status, subject.title, tuple(expect.broken), "", figure, tolerance)
 
 
 def subjects_of(target: Any, example: Example | None, options: Mapping[str, Any]) -> list[Subject]:
@@ -143,7 +155,9 @@ def subjects_of(target: Any, example: Example | None, options: Mapping[str, Any]
         writable = name_of(target) is not None
         return [Subject(f"{type(target).__name__} (an instance)", instance=target, writable=writable, **options)]
     if not callable(target):
-        raise ConfigError(f"a bijection, a factory, a class or a registered name is needed, got {type(target).__name__}")
+        raise ConfigError(
+            f"a bijection, a factory, a class or a registered name is needed, got {type(target).__name__}"
+        )
     if inspect.isclass(target) and issubclass(target, Bijection):
         return _of_class(target, example, options)
     if example is not None:
@@ -162,7 +176,9 @@ def subjects_of(target: Any, example: Example | None, options: Mapping[str, Any]
 def _of_class(cls: type[Bijection], example: Example | None, options: Mapping[str, Any]) -> list[Subject]:
     name = name_of(cls)
     if example is None and name is None:
-        raise ConfigError(f"{cls.__name__} is not registered: pass example=fk.Example(shape, ...), an instance or a factory")
+        raise ConfigError(
+            f"{cls.__name__} is not registered: pass example=fk.Example(shape, ...), an instance or a factory"
+        )
     try:
         examples = [example] if example is not None else examples_of(name or "")
     except RegistryError:
@@ -173,7 +189,11 @@ def _of_class(cls: type[Bijection], example: Example | None, options: Mapping[st
     for index, each in enumerate(examples):
         # A registered example is made anew for each building: it may hold an instance, for `fk.Inverse` say.
         registered = example is None and name is not None
-        build = functools.partial(_build_registered, name, index) if registered else functools.partial(each.build, cls)
+        build = (
+            functools.partial(_build_registered, name or "", index)
+            if registered
+            else functools.partial(each.build, cls)
+        )
         origin = None
         if importable(cls):
             origin = (
@@ -181,7 +201,11 @@ def _of_class(cls: type[Bijection], example: Example | None, options: Mapping[st
                 if registered
                 else Origin(cls.__module__, cls.__qualname__, example=each)
             )
-        subjects.append(Subject(_title(name or cls.__name__, each), build=build, origin=origin, writable=name is not None, **options))
+        subjects.append(
+            Subject(
+                _title(name or cls.__name__, each), build=build, origin=origin, writable=name is not None, **options
+            )
+        )
     return subjects
 
 

@@ -1,4 +1,4 @@
-"""What `flowkit check` does: the laws on a registered bijection, or a diagnosis of a saved flow with its real weights."""
+"""What `flowkit check` does: the laws on a registered bijection, or a diagnosis of a saved flow with its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowkit.trace import Trace
 
 FILE_SUFFIX = ".safetensors"
 ROWS = 4
-# Trained weights may be worse conditioned than redrawn ones: here a figure beyond these is a warning worth an exit code.
+# Trained weights may be worse conditioned than redrawn ones; beyond these a flow's numbers cannot be trusted.
 LIMITS = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
@@ -130,7 +130,9 @@ def _log_det(flow: fk.Flow, x: object, given: object) -> Result:
     if not flow.exact:
         return Result("log_det", "skipped", reason=f"the flow is not exact: {flow.exact!r}")
     if flow.dim > LARGEST_JACOBIAN:
-        return Result("log_det", "skipped", reason=f"{flow.dim} dimensions: the Jacobian is tried up to {LARGEST_JACOBIAN}")
+        return Result(
+            "log_det", "skipped", reason=f"{flow.dim} dimensions: the Jacobian is tried up to {LARGEST_JACOBIAN}"
+        )
     found = diagnostics.log_det_error(flow, x, given)  # type: ignore[arg-type]
     figures = {"forward's log-det differs from the Jacobian's": found.forward, "the inverse's differs": found.inverse}
     return _judged("log_det", figures, LIMITS[torch.float64])

@@ -13,7 +13,7 @@ class NotApplicable(Exception):
 
 
 class Findings:
-    """What one law found on one subject. Failures are collected, so that a law says everything that is wrong at once."""
+    """What one law found on one subject. Failures are collected, so that a law says at once all that is wrong."""
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
@@ -51,5 +51,9 @@ class Findings:
 
     def equal(self, got: Tensor, want: Tensor, text: str) -> bool:
         """Compare bit for bit (NaN equals NaN)."""
-        same = got.shape == want.shape and got.dtype == want.dtype and bool(((got == want) | ((got != got) & (want != want))).all())
+        same = (
+            got.shape == want.shape
+            and got.dtype == want.dtype
+            and bool(((got == want) | ((got != got) & (want != want))).all())
+        )
         return self(same, text)

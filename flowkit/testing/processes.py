@@ -1,4 +1,4 @@
-"""Laws that need other processes: names, files and pickles elsewhere, and DDP. One pair of processes serves many subjects.
+"""Laws that need other processes: names, files and pickles elsewhere, and DDP. One pair serves many subjects.
 
 Starting torch costs seconds, so `run_process_laws` takes all subjects at once: two workers start, both run DDP, and the
 first also builds, unpickles and loads what this process wrote.
@@ -6,13 +6,14 @@ first also builds, unpickles and loads what this process wrote.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from torch import Tensor
 import flowkit as fk
 from flowkit.bijection import as_tuple, event_sum
 from flowkit.testing.findings import Findings, NotApplicable
-from flowkit.testing.laws.state import SAME, flow_numbers
-from flowkit.testing.report import Finding, Result
+from flowkit.testing.laws.state import SAME, flow_numbers, save_or_refuse
+from flowkit.testing.report import Result, Status
 from flowkit.testing.subject import Origin, Subject, importable, isolated, refuse
 
-TIMEOUT = 300  # seconds that a worker may take for all subjects; torch starts within ten
+TIMEOUT = 600  # seconds that a worker may take for all subjects; torch starts within ten
 DDP_ROWS = 4  # two a process
 
 
@@ -36,7 +37,7 @@ class Job:
     """What the workers do for one subject; everything in it can be pickled. None: the law does not apply."""
 
     seed: int
-    stochastic: bool
+    stochastic: bool = False
     origin: Origin | None = None
     pickled: bytes | None = None
     arguments: tuple[Tensor, ...] = ()
@@ -77,7 +78,9 @@ class StateNames(ProcessLaw):
     def plan(self, subject: Subject, job: Job, folder: Path) -> None:
         """The worker builds it anew."""
         if subject.origin is None:
-            refuse("another process cannot build it: its class or factory cannot be imported, or only an instance is given")
+            refuse(
+                "another process cannot build it: its class or factory cannot be imported, or only an instance is given"
+            )
         try:
             pickle.dumps(subject.origin)
         except Exception as error:
@@ -124,8 +127,8 @@ class FileElsewhere(ProcessLaw):
         if not importable(type(subject.original)):
             refuse("its class cannot be imported by name")
         path = folder / f"{len(list(folder.iterdir()))}.safetensors"
-        fk.save(fk.Flow(subject.bijection).to(subject.dtype).eval(), path)
-        job.file = str(path)
+        save_or_refuse(subject, fk.Flow(subject.bijection).to(subject.dtype).eval(), path)
+        job.file, job.pickled = str(path), pickle.dumps(subject.bijection)
         job.arguments, job.count = subject.arguments(), subject.arity("forward")
 
     def judge(self, subject: Subject, value: Any, expect: Findings) -> None:
@@ -139,7 +142,7 @@ class FileElsewhere(ProcessLaw):
 
 
 class DataParallel(ProcessLaw):
-    """DDP on two gloo processes, `find_unused_parameters=False`, gives the gradients of one process on the whole batch."""
+    """DDP on two gloo processes, without looking for unused parameters, gives the gradients of the whole batch."""
 
     name, number = "data_parallel", 8
 
@@ -159,7 +162,9 @@ class DataParallel(ProcessLaw):
         want = gradients(subject.bijection, subject.arguments(rows=DDP_ROWS))
         if expect(list(value) == list(want), "DDP gives gradients for other parameters"):
             for name, gradient in want.items():
-                expect.close(value[name], gradient, f"DDP gives another gradient of '{name}'", max(1e-9, subject.tolerance))
+                expect.close(
+                    value[name], gradient, f"DDP gives another gradient of '{name}'", max(1e-9, subject.tolerance)
+                )
 
 
 PROCESS_LAWS: tuple[ProcessLaw, ...] = (StateNames(), FileElsewhere(), Spawned(), DataParallel())
@@ -182,52 +187,55 @@ def gradients(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> dict[st
 
 
 def run_process_laws(subjects: Sequence[Subject], names: Sequence[str]) -> list[list[Result]]:
-    """The results of these process laws for each subject; starts two processes at most, whatever the number of subjects."""
+    """The results of these process laws for each subject; two processes at most, whatever the number of subjects."""
     laws = [law for law in PROCESS_LAWS if law.name in names]
     results: list[dict[str, Result]] = [{} for _ in subjects]
     with tempfile.TemporaryDirectory(prefix="flowkit-conformance-") as name:
         folder = Path(name)
         files = folder / "files"
         files.mkdir()
-        jobs: list[Job] = []
-        for subject, found in zip(subjects, results, strict=True):
-            with isolated(subject.seed):
-                job = Job(subject.seed, subject.original.stochastic)
-                for law in laws:
-                    _guard(law, subject, found, lambda expect, law=law: law.plan(subject, job, files), keep=False)  # noqa: B023
-            jobs.append(job)
-        open_laws = any(law.name not in found for found in results for law in laws)
-        answers, problem = _work(jobs, folder) if open_laws else ([], "")
-        for i, (subject, found) in enumerate(zip(subjects, results, strict=True)):
-            answer = answers[i] if i < len(answers) else Answer()
+        jobs = [Job(subject.seed) for subject in subjects]
+        for subject, found, job in zip(subjects, results, jobs, strict=True):
             with isolated(subject.seed):
                 for law in laws:
-                    if law.name in found:
-                        continue
-                    if law.name in answer.values:
-                        value = answer.values[law.name]
-                        _guard(law, subject, found, lambda expect, law=law, value=value: law.judge(subject, value, expect))  # noqa: B023
-                    else:
-                        text = answer.errors.get(law.name) or f"the other process ended without an answer: {problem}"
-                        found[law.name] = Result(law.name, "failed", subject.title, (Finding(text),))
+                    with _recording(law, subject, found, planning=True):
+                        job.stochastic = subject.original.stochastic
+                        law.plan(subject, job, files)
+        waiting = any(law.name not in found for found in results for law in laws)
+        answers, problem = _work(jobs, folder) if waiting else ([Answer() for _ in jobs], "")
+        for subject, found, answer in zip(subjects, results, answers, strict=True):
+            with isolated(subject.seed):
+                for law in laws:
+                    if law.name not in found:
+                        with _recording(law, subject, found) as expect:
+                            _judge(law, subject, answer, problem, expect)
     return [[found[law.name] for law in laws] for found in results]
 
 
-def _guard(law: ProcessLaw, subject: Subject, found: dict[str, Result], step: Callable[[Findings], None], keep: bool = True) -> None:
-    # A planned law has no result yet; a refused or broken one has.
+def _judge(law: ProcessLaw, subject: Subject, answer: Answer, problem: str, expect: Findings) -> None:
+    if law.name in answer.values:
+        law.judge(subject, answer.values[law.name], expect)
+    else:
+        expect(False, answer.errors.get(law.name) or f"the other process ended without an answer: {problem}")
+
+
+@contextlib.contextmanager
+def _recording(
+    law: ProcessLaw, subject: Subject, found: dict[str, Result], planning: bool = False
+) -> Iterator[Findings]:
+    # A law that is planned has no result yet; one that is refused or broken has.
     expect = Findings(SAME)
     try:
-        step(expect)
+        yield expect
     except NotApplicable as reason:
         found[law.name] = Result(law.name, "skipped", subject.title, reason=str(reason))
         return
     except Exception as error:
-        expect.broken.append(Finding(f"raises {type(error).__name__}: {error}"))
-        keep = True
-    if keep:
+        expect(False, f"raises {type(error).__name__}: {error}")
+    if expect.broken or not planning:
         figure, tolerance = expect.worst or (None, None)
-        status = "failed" if expect.broken else "passed"
-        found[law.name] = Result(law.name, status, subject.title, tuple(expect.broken), "", figure, tolerance)  # type: ignore[arg-type]
+        status: Status = "failed" if expect.broken else "passed"
+        found[law.name] = Result(law.name, status, subject.title, tuple(expect.broken), "", figure, tolerance)
 
 
 def _work(jobs: list[Job], folder: Path) -> tuple[list[Answer], str]:
@@ -235,11 +243,18 @@ def _work(jobs: list[Job], folder: Path) -> tuple[list[Answer], str]:
     (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
     (folder / "path.json").write_text(json.dumps(sys.path))
     # One thread each: the kit runs beside other tests, and sums in one order.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     command = [sys.executable, "-m", "flowkit.testing.worker", str(folder)]
     ranks = (0, 1) if any(job.ddp for job in jobs) else (0,)
     workers = [
-        subprocess.Popen([*command, str(rank), str(len(ranks))], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(rank), str(len(ranks))], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in ranks
     ]
     said: list[str] = []

@@ -14,7 +14,19 @@ from flowkit.registry import register
 Pick = Callable[[Sequence[Any]], Any]
 Shape = tuple[int, ...]
 
-INPUT_SHAPES: tuple[Shape, ...] = ((), (1,), (2,), (3,), (5,), (2, 4), (1, 2, 2), (3, 2, 2), (2, 4, 4), (1, 4, 2), (2, 2, 2, 2))
+INPUT_SHAPES: tuple[Shape, ...] = (
+    (),
+    (1,),
+    (2,),
+    (3,),
+    (5,),
+    (2, 4),
+    (1, 2, 2),
+    (3, 2, 2),
+    (2, 4, 4),
+    (1, 4, 2),
+    (2, 2, 2, 2),
+)
 CONDITION_SHAPES: tuple[Shape, ...] = ((1,), (3,), (1, 4, 4), (2, 2, 2), (2, 4), (1, 2, 2, 2))
 LARGEST = 40  # elements of a wire
 
@@ -45,12 +57,16 @@ class VectorNet(nn.Module):
 
     def forward(self, *vectors: Tensor) -> Tensor:
         """The sum of a layer of each."""
-        return sum((layer(v) for layer, v in zip(self.layers, vectors, strict=True)), vectors[0].new_zeros(())).tanh()  # type: ignore[union-attr]
+        return sum((layer(v) for layer, v in zip(self.layers, vectors, strict=True)), vectors[0].new_zeros(())).tanh()
 
 
 def subnet_for(shape: Shape) -> Any:
     """A small smooth subnet for data of this shape."""
-    return fk.MLP(hidden=4, activation="silu") if len(shape) < 2 else fk.ConvNet(hidden=3, kernel=(3, 1), activation="silu")
+    return (
+        fk.MLP(hidden=4, activation="silu")
+        if len(shape) < 2
+        else fk.ConvNet(hidden=3, kernel=(3, 1), activation="silu")
+    )
 
 
 class GraphBuilder:
@@ -100,7 +116,19 @@ class GraphBuilder:
     def grow(self, nodes: int) -> None:
         """That many random nodes."""
         for _ in range(nodes):
-            self.pick((self.mix, self.mix, self.mix, self.conditional, self.conditional, self.split, self.merge, self.nest, self.leave))()
+            self.pick(
+                (
+                    self.mix,
+                    self.mix,
+                    self.mix,
+                    self.conditional,
+                    self.conditional,
+                    self.split,
+                    self.merge,
+                    self.nest,
+                    self.leave,
+                )
+            )()
 
     def finish(self) -> fk.Graph:
         """Use every condition that was not, and make every open wire an output."""
@@ -129,9 +157,9 @@ class GraphBuilder:
         what = getattr(part, "__name__", None) or (repr(part) if isinstance(part, fk.Bijection) else "a graph")
         options = ", ".join(f"{k}={v!r}" for k, v in config.items())
         names = ", ".join(wire.name for wire in wires)
-        self.calls.append(
-            f"{', '.join(w.name for w in outputs)} = graph.add({what}, {names}, given={[c.name for c in conditions]}, {options})"
-        )
+        given_names = [c.name for c in conditions]
+        gives = ", ".join(wire.name for wire in outputs)
+        self.calls.append(f"{gives} = graph.add({what}, {names}, given={given_names}, {options})")
 
     def origins(self, wire: fk.Wire) -> set[int]:
         """The data wires that a condition comes from: itself, if it is one."""
@@ -141,7 +169,12 @@ class GraphBuilder:
         """One wire in, one out."""
         wire = self.pick(self.live)
         shape = wire.shape
-        parts: list[tuple[Any, dict[str, Any]]] = [(fk.ElementwiseAffine, {}), (fk.ActNorm, {}), (fk.Flatten, {}), (fk.Identity, {})]
+        parts: list[tuple[Any, dict[str, Any]]] = [
+            (fk.ElementwiseAffine, {}),
+            (fk.ActNorm, {}),
+            (fk.Flatten, {}),
+            (fk.Identity, {}),
+        ]
         if shape:
             parts += [(fk.Permute, {}), (fk.LULinear, {}), (fk.FixedRotation, {})]
             parts.append((fk.Reshape, {"to": tuple(reversed(shape))}))
@@ -203,7 +236,9 @@ class GraphBuilder:
         data = set().union(*(self.origins(wire) for wire in wires))
         for output in outputs:
             self.sources[output.index] = (output, data)
-        self.calls.append(f"{', '.join(o.name for o in outputs)} = graph.features({net!r}, {', '.join(w.name for w in wires)})")
+        self.calls.append(
+            f"{', '.join(o.name for o in outputs)} = graph.features({net!r}, {', '.join(w.name for w in wires)})"
+        )
         return outputs
 
     def feature(self, condition: fk.Wire) -> fk.Wire:
@@ -225,7 +260,11 @@ class GraphBuilder:
         if len(condition.shape) == len(shape) > 1:
             return self.features(fk.Resize(size), condition)[0]
         if len(condition.shape) != 1:
-            condition = self.features(fk.ToVector(), condition)[0] if condition.shape else self.features(_Unsqueeze(), condition)[0]
+            condition = (
+                self.features(fk.ToVector(), condition)[0]
+                if condition.shape
+                else self.features(_Unsqueeze(), condition)[0]
+            )
         return self.features(fk.ToMap(size), condition)[0] if size else condition
 
     def split(self) -> None:
@@ -244,7 +283,11 @@ class GraphBuilder:
             (a, b)
             for a in self.live
             for b in self.live
-            if a.index != b.index and a.shape and b.shape and a.shape[1:] == b.shape[1:] and len(a.shape) == len(b.shape)
+            if a.index != b.index
+            and a.shape
+            and b.shape
+            and a.shape[1:] == b.shape[1:]
+            and len(a.shape) == len(b.shape)
         ]
         if not pairs:
             return self.split()

@@ -45,7 +45,8 @@ def law(*, number: int) -> Callable[[LawFunction], LawFunction]:
     """Make a function a law of the kit.
 
     It gets a `Subject`, whose `bijection` is a fresh copy at every access, and `Findings`: `expect(ok, text)`,
-    `expect.close(got, want, text)`. It raises `NotApplicable(reason)` where it has nothing to say. An exception is a failure.
+    `expect.close(got, want, text)`. It raises `NotApplicable(reason)` where it has nothing to say. Any other exception
+    is a failure.
 
     Args:
         number: of the acceptance list.

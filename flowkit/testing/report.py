@@ -114,7 +114,11 @@ class Report:
         """
         broken = [result for result in self.results if result.status == "failed"]
         if broken:
-            lines = [f"  {r.law}: {finding}" + (f"  [{r.subject}]" if r.subject else "") for r in broken for finding in r.findings]
+            lines = [
+                f"  {r.law}: {finding}" + (f"  [{r.subject}]" if r.subject else "")
+                for r in broken
+                for finding in r.findings
+            ]
             count = len(broken)
             raise ConformanceError("\n".join([f"{count} {'law is' if count == 1 else 'laws are'} broken:", *lines]))
 

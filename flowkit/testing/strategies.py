@@ -23,7 +23,9 @@ from flowkit.testing.subject import Subject, isolated, redraw_weights
 try:
     from hypothesis import strategies as st
 except ImportError as error:  # pragma: no cover (the tests have it)
-    raise fk.MissingDependencyError("flowkit.testing.strategies needs hypothesis: python -m pip install hypothesis") from error
+    raise fk.MissingDependencyError(
+        "flowkit.testing.strategies needs hypothesis: python -m pip install hypothesis"
+    ) from error
 
 Shape = tuple[int, ...]
 
@@ -49,7 +51,7 @@ def shapes(draw: st.DrawFn, min_rank: int = 1, max_rank: int = 4, max_side: int 
 
 @st.composite
 def bijections(draw: st.DrawFn, prefix: str | None = None, resized: bool = True) -> Subject:
-    """A registered bijection as a `Subject` of the kit, with one of its examples, other weights and, often, another size.
+    """A registered bijection as a `Subject` of the kit, with one of its examples, other weights, often another size.
 
     The laws are tried with `flowkit.testing.check.run_law`. A size that the bijection refuses, when the subject's
     `original` is built, is refused with a `fk.FlowkitError`; any other error is a fault.
@@ -148,7 +150,9 @@ class GraphCase:
 
 
 @st.composite
-def graphs(draw: st.DrawFn, max_nodes: int = 8, max_inputs: int = 2, max_conditions: int = 3, rows: int = 3) -> GraphCase:
+def graphs(
+    draw: st.DrawFn, max_nodes: int = 8, max_inputs: int = 2, max_conditions: int = 3, rows: int = 3
+) -> GraphCase:
     """Random graphs: splits, merges, nested graphs, shared instances, several inputs and outputs, conditions at several
     scales, feature nets, and already-known data wires as conditions.
 
@@ -170,5 +174,3 @@ def graphs(draw: st.DrawFn, max_nodes: int = 8, max_inputs: int = 2, max_conditi
         builder.grow(draw(st.integers(0, max_nodes)))
         graph = builder.finish()
     return GraphCase(graph, builder.calls, seed, rows)
-
-

@@ -105,7 +105,12 @@ class Subject:
     ) -> None:
         self.title, self.build, self.origin, self.writable = title, build, origin, writable
         self.dtype, self.seed, self.rows = dtype, seed, rows
-        self._instance, self._tolerance, self._draw_inputs, self._draw_conditions = instance, tolerance, inputs, conditions
+        self._instance, self._tolerance, self._draw_inputs, self._draw_conditions = (
+            instance,
+            tolerance,
+            inputs,
+            conditions,
+        )
         self.notes: list[str] = []
 
     # ------------------------------------------------------------------ the bijection
@@ -159,7 +164,9 @@ class Subject:
         coarse = [b.dtype for b in self.original.buffers() if b.is_floating_point() and b.dtype != self.dtype]
         if self._instance is not None and coarse:
             usual = max(usual, *(TOLERANCES.get(dtype, 1e-2) for dtype in coarse))
-            self.notes.append(f"constants of the instance are {coarse[0]}, so it is judged at {usual:g}; a factory is judged at 1e-9")
+            self.notes.append(
+                f"constants of the instance are {coarse[0]}, so it is judged at {usual:g}; a factory is judged at 1e-9"
+            )
         return max(usual, declared)
 
     # ------------------------------------------------------------------ data
@@ -186,7 +193,9 @@ class Subject:
             if draw is not None:
                 return tuple(self._cast(c) for c in as_tuple(draw(rows)))
             return tuple(
-                torch.randint(0, 2, (rows, *shape)) if integer else self._cast(torch.randn(rows, *shape, dtype=torch.float64))
+                torch.randint(0, 2, (rows, *shape))
+                if integer
+                else self._cast(torch.randn(rows, *shape, dtype=torch.float64))
                 for shape, integer in zip(self.original.condition_shapes, self._integer_conditions(), strict=True)
             )
 

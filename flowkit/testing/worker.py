@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import pickle
 import sys
@@ -66,6 +67,7 @@ def _steps(job: Any) -> dict[str, Callable[[], Any]]:
         return [*as_tuple(output), log_det, *as_tuple(back), inverse]
 
     def loaded() -> list[torch.Tensor]:
+        pickle.loads(job.pickled)  # imports the modules that register its parts, as whoever loads the file has to
         flow = fk.load(job.file)
         torch.manual_seed(job.seed)
         return list(flow_numbers(flow, job.arguments[: job.count], job.arguments[job.count :]))
@@ -88,7 +90,7 @@ def _data_parallel(folder: Path, rank: int, world: int, jobs: list[Any], answers
     try:
         for job, answer in zip(jobs, answers, strict=True):
             if job.ddp:
-                _try(answer, "data_parallel", lambda job=job: _reduced(job, rank, world))
+                _try(answer, "data_parallel", functools.partial(_reduced, job, rank, world))
     finally:
         torch.distributed.destroy_process_group()
 

@@ -5,6 +5,8 @@
 >>> from flowkit.training import NegativeLogLikelihood
 """
 
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 import importlib
@@ -41,12 +43,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from flowkit.training.loading import NextItems, batches
     from flowkit.training.checkpoint import KeepLastState, read_checkpoint
-    from flowkit.training.run import FitResult, fit
     from flowkit.training.layout import by_name
     from flowkit.training.likelihood import NegativeLogLikelihood
+    from flowkit.training.loading import NextItems, batches
     from flowkit.training.module import FlowModule
     from flowkit.training.noise import keyed_noise
     from flowkit.training.progress import Progress
+    from flowkit.training.run import FitResult, fit
     from flowkit.training.schedule import Schedule

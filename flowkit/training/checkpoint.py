@@ -54,7 +54,9 @@ class KeepLastState(pl.Callback):
         self.interrupted = True
         self._trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Saves now and then. Between two steps, where all counters agree."""
         if self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds:
             self._save(trainer)
@@ -109,7 +111,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     with file:
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            OSError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             raise StorageError(f"the checkpoint '{path}' is damaged, or is no checkpoint") from error
     if not isinstance(checkpoint, dict) or "flowkit_training" not in checkpoint or "state_dict" not in checkpoint:
         raise StorageError(f"'{path}' is no checkpoint of flowkit's training")

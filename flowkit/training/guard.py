@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -78,7 +79,7 @@ def node_of(parameter: str) -> str | None:
     'level_1.affine_coupling_2'
     """
     parts, found = parameter.split("."), []
-    for here, following in zip(parts, parts[1:], strict=False):
+    for here, following in itertools.pairwise(parts):
         if here == "nodes":
             found.append(following)
     return ".".join(found) or None

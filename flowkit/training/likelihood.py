@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from flowkit.flow import Flow
 
-Data = Tensor | Mapping[str, Tensor]
+Data = Tensor | dict[str, Tensor]
 
 
 class _Touch(torch.autograd.Function):

@@ -46,7 +46,9 @@ class NextItems(Sampler[list[int]]):
                 f"got {items} items, {steps} steps and a batch size of {batch_size}"
             )
         if not shuffle and items < batch_size * steps:
-            raise ConfigError(f"{steps} steps of {batch_size} need {batch_size * steps} items, the data set has {items}")
+            raise ConfigError(
+                f"{steps} steps of {batch_size} need {batch_size * steps} items, the data set has {items}"
+            )
         self.run, self.items, self.batch_size, self.steps = run, items, batch_size, steps
         self.shuffle, self.seed = shuffle, seed
         self._order: tuple[int, list[int]] = (-1, [])
@@ -93,9 +95,8 @@ def batches(
         seed: of the order.
         workers: processes that read ahead; they change no number.
     """
-    sampler = NextItems(
-        run, len(dataset), batch_size=batch_size, steps=steps, shuffle=shuffle, seed=seed  # type: ignore[arg-type]
-    )
+    items = len(dataset)  # type: ignore[arg-type]  # a map-style data set has a length
+    sampler = NextItems(run, items, batch_size=batch_size, steps=steps, shuffle=shuffle, seed=seed)
     # A generator of its own: the loader's draw must not shift the random numbers of a resumed run.
     return DataLoader(
         dataset,

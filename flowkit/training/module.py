@@ -14,10 +14,10 @@ from flowkit.flow import Flow
 from flowkit.shapes import listing
 from flowkit.training import guard
 from flowkit.training._lightning import pl
-from flowkit.training.loading import process_place
 from flowkit.training.checkpoint import random_state, set_random_state
 from flowkit.training.layout import Layout, bare, by_name, named
 from flowkit.training.likelihood import NegativeLogLikelihood
+from flowkit.training.loading import process_place
 from flowkit.training.noise import keyed_noise
 from flowkit.training.schedule import Schedule
 

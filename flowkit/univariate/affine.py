@@ -24,7 +24,7 @@ class Affine(Univariate):
     | clamp | s | bound |
     | --- | --- | --- |
     | `"tanh"` | gamma tanh(r), gamma learned per channel, `limit` at the start (the paper, section 4) | abs(gamma) |
-    | `"atan"` | limit 0.636 atan(r / limit) (FrEIA) | 0.999 limit |
+    | `"atan"` | limit 0.636 atan(r / limit) (the paper's code; FrEIA 0.2 does not divide r) | 0.999 limit |
     | `"softsign"` | r / (1 + abs(r) / limit), the cheapest | limit |
     | `None` | r; exp overflows float32 beyond 88 | none |
 

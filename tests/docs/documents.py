@@ -53,27 +53,20 @@ def anchors(path: Path) -> set[str]:
     return {title.replace(" ", "-") for title in titles}
 
 
-def commands(path: Path, program: str = "flowkit") -> list[list[str]]:
-    """The words after `flowkit` of every command that a document shows, in blocks of `bash` and in its prose."""
-    lines = [
-        line
-        for block in blocks(path)
-        if block.language in ("bash", "sh", "console")
-        for line in block.text.splitlines()
-    ]
-    lines += SPAN.findall(prose(path))
-    found = []
-    for line in lines:
-        for part in SEPARATORS.split(line):
-            words = _words(part)
-            if words[:1] == [program] and len(words) > 1:
-                found.append(words[1:])
-    return found
+def commands(path: Path, program: str = "flowkit") -> tuple[list[list[str]], list[list[str]]]:
+    """The words after `flowkit` of every command that a document shows: in blocks of `bash`, and in its prose."""
+    lines = [line for block in blocks(path) if block.language == "bash" for line in block.text.splitlines()]
+    return _commands(lines, program), _commands(spans(path), program)
 
 
 def spans(path: Path) -> list[str]:
     """What a document's prose shows as code."""
     return SPAN.findall(prose(path))
+
+
+def _commands(lines: list[str], program: str) -> list[list[str]]:
+    found = [_words(part) for line in lines for part in SEPARATORS.split(line)]
+    return [words[1:] for words in found if words[:1] == [program] and len(words) > 1]
 
 
 def _words(line: str) -> list[str]:

@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +10,21 @@ pytest.importorskip("lightning")
 pytest.importorskip("kornia")
 
 from flowkit.cli._examples.colorization import photographs as module
+
 from flowkit_cinn import colorization_cinn
 from flowkit_cinn.translation.color import rgb_to_lab
 from flowkit_cinn.translation.images import to_tensor
 
 
 @pytest.fixture(autouse=True)
-def single_precision(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["flowkit", "examples", "colorization"])
+def single_precision():
     torch.set_default_dtype(torch.float32)  # the command's; conftest puts it back
+
+
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 @pytest.fixture
@@ -39,10 +43,11 @@ def place(tmp_path, monkeypatch):
 def test_photographs_are_colorized_at_their_own_size(place, capsys):
     assert colorization("wide.jpg", "tall.png", "--samples", 2, "--device", "cpu") == 0
     said = capsys.readouterr().out
-    expected = {f"wide-colorized-{i}.jpg": (120, 45) for i in (1, 2)} | {f"tall-colorized-{i}.png": (30, 77) for i in (1, 2)}
+    expected = {f"wide-colorized-{i}.jpg": (120, 45) for i in (1, 2)} | {
+        f"tall-colorized-{i}.png": (30, 77) for i in (1, 2)
+    }
     for name, size in expected.items():
-        with Image.open(name) as image:
-            assert image.size == size
+        assert opened(name).size == size
         assert name in said
     assert "colorized-contact-sheet.png" in said
     assert {path.name for path in place.iterdir()} == {
@@ -53,17 +58,19 @@ def test_photographs_are_colorized_at_their_own_size(place, capsys):
 def test_lightness_is_kept_and_samples_differ(place):
     assert colorization("tall.png", "--samples", 2, "--temperature", 0.5, "--device", "cpu") == 0
     original, one, two = (
-        rgb_to_lab(to_tensor(Image.open(name)).float() / 255)
+        rgb_to_lab(to_tensor(opened(name)).float() / 255)
         for name in ("tall.png", "tall-colorized-1.png", "tall-colorized-2.png")
     )
-    assert (one[0] - original[0]).abs().median() < 2  # colours outside the gamut are clipped, and that shifts L a little
+    assert (
+        one[0] - original[0]
+    ).abs().median() < 2  # colours outside the gamut are clipped, and that shifts L a little
     assert (one[1:] - two[1:]).abs().mean() > 1
 
 
 def test_the_same_seed_gives_the_same_picture(place):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert colorization("tall.png", "--samples", 1, "--seed", seed, "--out", folder, "--device", "cpu") == 0
-    a, b, c = (np.asarray(Image.open(f"{folder}/tall-colorized-1.png")) for folder in "abc")
+    a, b, c = (np.asarray(opened(f"{folder}/tall-colorized-1.png")) for folder in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
@@ -74,19 +81,19 @@ def test_nothing_is_overwritten(place):
     assert colorization("tall.png", "--samples", 1, "--device", "cpu") == 0
     for name in ("tall-colorized-1", "colorized-contact-sheet"):
         assert (place / f"{name}.png").read_text() == "mine"
-        assert Image.open(place / f"{name}-2.png").size[0] > 0
+        assert opened(place / f"{name}-2.png").size[0] > 0
 
 
 def test_other_formats_become_png(place):
     photograph(place / "old.bmp", (40, 40))
     assert colorization("old.bmp", "--samples", 1, "--out", "new folder", "--device", "cpu") == 0
-    assert Image.open(place / "new folder" / "old-colorized-1.png").size == (40, 40)
+    assert opened(place / "new folder" / "old-colorized-1.png").size == (40, 40)
 
 
 def test_a_greyscale_photograph_gets_colours(place):
     Image.linear_gradient("L").resize((60, 40)).save(place / "grey.png")
     assert colorization("grey.png", "--samples", 1, "--device", "cpu") == 0
-    colours = np.asarray(Image.open(place / "grey-colorized-1.png")).astype(int)
+    colours = np.asarray(opened(place / "grey-colorized-1.png")).astype(int)
     assert np.ptp(colours, axis=2).max() > 10
 
 

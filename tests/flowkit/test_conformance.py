@@ -49,12 +49,9 @@ def test_in_other_processes(case):
 def test_exact_at_every_size_or_refused(subject):
     """Other weights, batches and sizes than the examples': ranks 1 to 4, odd channels, one channel."""
     try:
-        assert subject.original is not None
-    except fk.FlowkitError as refusal:
-        assert "\n" not in str(refusal).strip()
-        return
+        _ = subject.original
+    except fk.FlowkitError:
+        return  # refused, as flowkit refuses: any other error is a fault
     for name in ("shapes", "round_trip", "log_det_shape", "log_det_forward", "log_det_inverse", "log_det_opposite"):
         result = run_law(all_laws()[name], subject)
         assert result.status != "failed", f"{subject.title}: {name}: {result.details}"
-
-

@@ -251,7 +251,7 @@ def test_overrides_change_the_recipe():
 def test_refused_in_one_sentence():
     with pytest.raises(fk.ConfigError, match="preset must be one of demo, small, paper, got 'large'"):
         colorization_cinn("large")
-    with pytest.raises(fk.ConfigError, match="colorization_cinn can override levels, dense, .* not depth"):
+    with pytest.raises(fk.ConfigError, match=r"colorization_cinn can override levels, dense, .* not depth"):
         colorization_cinn("demo", depth=3)
-    with pytest.raises(fk.ConfigError, match="need 3 maps and a vector, and features=.* gives 2 features in all"):
+    with pytest.raises(fk.ConfigError, match=r"need 3 maps and a vector, and features=.* gives 2 features in all"):
         colorization_cinn("demo", features={"channels": (4, 4)})

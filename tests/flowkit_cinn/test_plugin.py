@@ -33,8 +33,13 @@ def python(code):
 
 
 def test_found_by_its_entry_point():
-    code = "import flowkit as fk, sys; before = 'flowkit_cinn' in sys.modules; fk.lookup('cinn.haar_downsample'); print(before)"
-    assert python(code) == "False"
+    code = """
+import sys
+import flowkit as fk
+before = "flowkit_cinn" in sys.modules
+print(before, fk.lookup("cinn.haar_downsample").__name__)
+"""
+    assert python(code) == "False HaarDownsample"
 
 
 def test_the_core_does_not_know_the_plugin():

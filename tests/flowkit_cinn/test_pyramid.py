@@ -1,5 +1,6 @@
 import copy
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_zhang_layer_list():
     widths += [(512, 512, 512, 512, 1, 2), (512, 512, 512, 512, 1, 2), (512, 512, 512, 512, 1, 1)]
     expected = []
     for *channels, stride, dilation in widths:
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         expected += [
             ("Conv2d", a, b, 3, stride if i + 1 == len(pairs) else 1, dilation) for i, (a, b) in enumerate(pairs)
         ]

@@ -112,9 +112,9 @@ def functional_transforms(subject: Subject, expect: Findings) -> None:
         in_dims = (None, *[0] * len(points))
         got = torch.func.vmap(torch.func.grad(energy, argnums=argnums), in_dims=in_dims)(parameters, *points)
         data = [p.clone().requires_grad_(i in floating) for i, p in enumerate(points)]
-        total = sum((energy({}, *(d[row] for d in data), weighted=False) for row in range(subject.rows)), torch.zeros(()))
+        total = sum(
+            (energy({}, *(d[row] for d in data), weighted=False) for row in range(subject.rows)), torch.zeros(())
+        )
         want = torch.autograd.grad(total, [data[i] for i in floating], allow_unused=True, materialize_grads=True)
         for a, b in zip(got, want, strict=True):
             expect.close(a, b, f"{method} under torch.func has other gradients", max(1e-8, subject.tolerance))
-
-

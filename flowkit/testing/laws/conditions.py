@@ -41,7 +41,7 @@ def conditions_used(subject: Subject, expect: Findings) -> None:
 
 @law(number=5)
 def condition_errors(subject: Subject, expect: Findings) -> None:
-    """Through `Flow(bijection)`, conditions that are misnamed, misshaped, of a wrong batch, missing or surplus: each its own error."""
+    """Through `Flow`, conditions misnamed, misshaped, of a wrong batch, missing or surplus: each its own error."""
     flow = fk.Flow(subject.bijection).to(subject.dtype).eval()
     count = subject.arity("forward")
     arguments = subject.arguments()
@@ -54,7 +54,10 @@ def condition_errors(subject: Subject, expect: Findings) -> None:
         calls |= {
             "missing": rest or None,
             "misnamed": {**rest, f"{name}_misnamed": value},
-            "misshaped": {**right, name: torch.cat((value, value), -1) if value.dim() > 1 else torch.stack((value, value), -1)},
+            "misshaped": {
+                **right,
+                name: torch.cat((value, value), -1) if value.dim() > 1 else torch.stack((value, value), -1),
+            },
             "wrong batch": {**right, name: torch.cat((value, value))},
         }
     messages: dict[str, str] = {}
@@ -70,19 +73,24 @@ def condition_errors(subject: Subject, expect: Findings) -> None:
             expect(False, f"a {what} condition is accepted")
     for what, message in messages.items():
         twins = [other for other in messages if other != what and messages[other] == message]
-        expect(bool(message) and not twins, f"a {what} condition gives the same message as a {', '.join(twins) or 'blank'} one")
+        expect(
+            bool(message) and not twins,
+            f"a {what} condition gives the same message as a {', '.join(twins) or 'blank'} one",
+        )
 
 
 @law(number=5)
 def prepare(subject: Subject, expect: Findings) -> None:
-    """`forward` and `inverse` with prepared conditions, S x R rows, samples outermost, give what the plain conditions give."""
+    """With prepared conditions, on S x R rows, samples outermost, it gives what it gives with the plain ones."""
     _needs_conditions(subject)
     conditions = subject.conditions()
     with torch.no_grad():
         prepared = subject.bijection.prepare(*conditions)
         if prepared is None:
             refuse("prepare gives None: nothing can be prepared")
-        if not expect(isinstance(prepared, tuple), f"prepare must return a tuple or None, got {type(prepared).__name__}"):
+        if not expect(
+            isinstance(prepared, tuple), f"prepare must return a tuple or None, got {type(prepared).__name__}"
+        ):
             return
         for method in ("forward", "inverse"):
             count = subject.arity(method)

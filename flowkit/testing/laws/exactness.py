@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def _declared(subject: Subject, method: str) -> tuple[tuple[int, ...], ...]:
 
 @law(number=2)
 def shapes(subject: Subject, expect: Findings) -> None:
-    """`forward` gives out_shapes and `inverse` in_shapes, each with the batch in front, and as many elements as it took."""
+    """`forward` gives out_shapes and `inverse` in_shapes, the batch in front, and as many elements as it took."""
     ins, outs = _counts(subject)
     if not subject.original.dimension_changing:
         expect(ins == outs, f"{ins} elements go in and {outs} come out, and dimension_changing is not declared")
@@ -69,7 +70,10 @@ def log_det_shape(subject: Subject, expect: Findings) -> None:
     """The log-det is `(B,)` and floating, of float32 or wider, in both directions."""
     for method in DIRECTIONS:
         _, log_det = subject.call(subject.bijection, method, *subject.points(method))
-        expect(tuple(log_det.shape) == (subject.rows,), f"{method}'s log-det has shape {tuple(log_det.shape)}, not ({subject.rows},)")
+        expect(
+            tuple(log_det.shape) == (subject.rows,),
+            f"{method}'s log-det has shape {tuple(log_det.shape)}, not ({subject.rows},)",
+        )
         wide = log_det.dtype in (torch.float32, torch.float64)
         expect(wide, f"{method}'s log-det is {log_det.dtype}, not float32 or wider")
 
@@ -82,11 +86,19 @@ def jacobian(subject: Subject, method: str, arguments: tuple[Tensor, ...]) -> tu
     flat = torch.cat([value.reshape(value.shape[0], math.prod(value.shape[1:])) for value in values], 1)
     if not flat.requires_grad:
         return flat.new_zeros(flat.shape[0], flat.shape[1], sum(x[0].numel() for x in data)), log_det.detach()
-    rows = []
-    for element in range(flat.shape[1]):
-        grads = torch.autograd.grad(flat[:, element].sum(), data, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([g.reshape(g.shape[0], math.prod(g.shape[1:])) for g in grads], 1))
-    return torch.stack(rows, 1), log_det.detach()
+    size = flat.shape[1]
+    seeds = torch.eye(size, dtype=flat.dtype).unsqueeze(1).expand(size, *flat.shape)
+    try:  # all backward passes at once
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one of them is slower under vmap
+            grads = torch.autograd.grad(
+                flat, data, seeds, retain_graph=True, materialize_grads=True, is_grads_batched=True
+            )
+    except RuntimeError:  # a hand-written backward need not know vmap
+        passes = [torch.autograd.grad(flat, data, seed, retain_graph=True, materialize_grads=True) for seed in seeds]
+        grads = tuple(torch.stack(each) for each in zip(*passes, strict=True))
+    rows = torch.cat([g.reshape(size, flat.shape[0], math.prod(g.shape[2:])) for g in grads], 2)
+    return rows.transpose(0, 1), log_det.detach()
 
 
 def _log_det_law(subject: Subject, expect: Findings, method: str) -> None:

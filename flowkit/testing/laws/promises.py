@@ -22,7 +22,11 @@ def constant_log_det(subject: Subject, expect: Findings) -> None:
             _, first = subject.call(subject.bijection, method, *subject.points(method))
             _, other = subject.call(subject.bijection, method, *subject.points(method, seed=3))
         reference = first.flatten()[:1]
-        expect.close(torch.cat((first.flatten(), other.flatten())), reference.expand(first.numel() + other.numel()), f"{method}'s log-det varies")
+        expect.close(
+            torch.cat((first.flatten(), other.flatten())),
+            reference.expand(first.numel() + other.numel()),
+            f"{method}'s log-det varies",
+        )
 
 
 @law(number=2)
@@ -74,7 +78,7 @@ def _uninitialized(subject: Subject) -> Bijection:
 
 @law(number=12)
 def initialization_flag(subject: Subject, expect: Findings) -> None:
-    """`needs_initialization` goes with a boolean buffer `initialized`, false until `initialize`, unmoved by forward and inverse."""
+    """A boolean buffer `initialized` is saved, false until `initialize`, and unmoved by forward and inverse."""
     bijection = _uninitialized(subject)
     flag = dict(bijection.named_buffers()).get("initialized")
     if not expect(flag is not None and flag.dtype == torch.bool, "there is no boolean buffer 'initialized'"):
@@ -85,9 +89,9 @@ def initialization_flag(subject: Subject, expect: Findings) -> None:
     expect(all(bool(v.isfinite().all()) for v in (*values, log_det)), "inverse before initialize is not finite")
     bijection.train()
     subject.call(bijection, "forward", *subject.points("forward"))
-    expect(not bool(bijection.initialized), "a call marks it as initialised; only initialize may")  # type: ignore[arg-type]
+    expect(not bool(bijection.initialized), "a call marks it as initialised; only initialize may")
     bijection.initialize(*subject.arguments(rows=8))
-    expect(bool(bijection.initialized), "initialize does not mark it as initialised")  # type: ignore[arg-type]
+    expect(bool(bijection.initialized), "initialize does not mark it as initialised")
 
 
 @law(number=12)
@@ -108,7 +112,9 @@ def initialization_data(subject: Subject, expect: Findings) -> None:
         if expect(finite, f"after initialising from {what} the numbers are not finite"):
             for a, b in zip(back, many[:count], strict=True):
                 # Scales of about 1/eps are legitimate here, and cost their digits.
-                expect.close(a, b, f"after initialising from {what} the round trip differs", max(1e-6, subject.tolerance))
+                expect.close(
+                    a, b, f"after initialising from {what} the round trip differs", max(1e-6, subject.tolerance)
+                )
 
 
 @law(number=12)

@@ -89,8 +89,8 @@ def no_hidden_state(subject: Subject, expect: Findings) -> None:
 
 def random_states() -> tuple[Any, Any]:
     """numpy's and Python's global random state, comparable by `==`."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (it is the global state that must not move)
-    return (kind, keys.tobytes(), *rest), random.getstate()
+    state: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (it is the global state that must not move)
+    return (state[0], state[1].tobytes(), *state[2:]), random.getstate()
 
 
 @law(number=14)

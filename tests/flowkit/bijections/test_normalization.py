@@ -57,7 +57,7 @@ def test_a_constant_channel_keeps_scale_one(value):
         norm.initialize(x)
         assert norm.log_scale[1] == 0
         assert norm.log_scale[0] != 0
-        assert norm(x)[0].isfinite().all()
+        assert not norm(x)[0][:, 1].any()
 
 
 def test_a_channel_that_varies_little_is_still_scaled():

@@ -31,7 +31,9 @@ def python(code, **options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["examples", "list"], ["bench", "--help"], ["examples"], ["check", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], [], ["--version"], ["examples", "list"], ["bench", "--help"], ["examples"], ["check", "-h"]]
+)
 def test_help_never_imports_torch(words):
     code = f"from flowkit.cli.app import run; import sys; code = run({words}); print('torch' in sys.modules, code)"
     assert python(code).stdout.splitlines()[-1] == "False 0"

@@ -46,9 +46,9 @@ def test_unwritable_places_are_named(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         write_file(tmp_path / "missing" / "a.json", "x")
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="output folder .* cannot be made"):
+    with pytest.raises(OutputError, match=r"output folder .* cannot be made"):
         run_folder(tmp_path / "file" / "run")
-    with pytest.raises(OutputError, match="output folder .* cannot be made"):
+    with pytest.raises(OutputError, match=r"output folder .* cannot be made"):
         run_folder(tmp_path / "file")
 
 

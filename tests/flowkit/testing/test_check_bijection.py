@@ -39,7 +39,9 @@ def test_laws_that_an_instance_cannot_answer_are_skipped_with_the_reason():
         ),
         "prepare": "it takes no conditions",
         "graph_file": "its class is not registered, so a file cannot hold it",
-        "state_names": "another process cannot build it: its class or factory cannot be imported, or only an instance is given",
+        "state_names": (
+            "another process cannot build it: its class or factory cannot be imported, or only an instance is given"
+        ),
         "file_in_another_process": "its class is not registered, so a file cannot hold it",
     }
 
@@ -55,13 +57,7 @@ def test_a_class_that_cannot_be_imported_is_skipped_not_failed():
 
 def test_a_factory_is_tried_on_construction():
     report = check_bijection(scale, laws=("construction", "state_names"))
-    assert report.passed == [
-        "state_names",
-        "construction_reproducible",
-        "construction_quiet",
-        "construction_on_meta",
-        "construction_dtype",
-    ] or set(report.passed) == {
+    assert set(report.passed) == {
         "construction_reproducible",
         "construction_quiet",
         "construction_on_meta",
@@ -129,7 +125,7 @@ def test_what_cannot_be_checked_is_refused_in_one_sentence(target, options, mess
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(fk.RegistryError, match="'nobody.scale' is not registered"):
+    with pytest.raises(fk.RegistryError, match=r"'nobody\.scale' is not registered"):
         check_bijection("nobody.scale")
 
 

@@ -8,7 +8,7 @@ import torch
 import flowkit as fk
 from flowkit.testing.command import check
 
-MODULE = '''
+MODULE = """
 import flowkit as fk
 from flowkit.testing.wrong import WrongInverse
 
@@ -16,7 +16,7 @@ from flowkit.testing.wrong import WrongInverse
 @fk.register("acme_shop.scale", examples=lambda: [fk.Example((3,))])
 class Scale(WrongInverse):
     pass
-'''
+"""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_module_in_the_working_directory_is_imported(shop):
 
 
 def test_a_module_that_is_not_there_is_one_sentence():
-    with pytest.raises(fk.ConfigError, match="^the module 'nowhere_at_all' cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(fk.ConfigError, match=r"^the module 'nowhere_at_all' cannot be imported: ModuleNotFoundError"):
         check("flowkit.identity", ["nowhere_at_all"])
 
 

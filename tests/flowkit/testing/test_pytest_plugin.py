@@ -10,7 +10,9 @@ from flowkit.testing.wrong import Scale
 
 
 def test_loading_it_imports_neither_torch_nor_hypothesis():
-    code = "import sys, flowkit.testing.pytest_plugin as p; assert not {'torch', 'hypothesis', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys, flowkit.testing.pytest_plugin as p; assert not {'torch', 'hypothesis', 'numpy'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -25,7 +27,7 @@ def test_cases_have_readable_names():
     assert pytest_make_parametrize_id(None, fk, "case") is None
 
 
-PLUGIN = '''
+PLUGIN = """
 import flowkit as fk
 from flowkit.testing.wrong import Scale, WrongInverse
 
@@ -38,8 +40,8 @@ class Good(Scale):
 @fk.register("acme.bad", examples=lambda: [fk.Example((3,)), fk.Example((2, 2, 2))])
 class Bad(WrongInverse):
     pass
-'''
-TEST = '''
+"""
+TEST = """
 import acme_parts
 import flowkit.testing, pytest
 
@@ -47,7 +49,7 @@ import flowkit.testing, pytest
 @pytest.mark.parametrize("case", flowkit.testing.cases("acme"))
 def test_conformance(case):
     case.check(laws=("exactness", "spawn"))
-'''
+"""
 
 
 def test_three_lines_test_a_plugin(tmp_path):

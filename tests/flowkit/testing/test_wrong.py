@@ -11,7 +11,10 @@ from flowkit.testing.subject import Subject
 from flowkit.testing.wrong import WRONG, Scale
 
 COMPILED = {"compile_forward", "compile_inverse", "export_forward", "export_inverse"}
-COMPILED_TOO = {"LogDetSign", "HiddenState"}  # compiling costs a second each; the laws on it are tried where they may break
+COMPILED_TOO = {
+    "LogDetSign",
+    "HiddenState",
+}  # compiling costs a second each; the laws on it are tried where they may break
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,10 @@ def test_condition_errors_wants_a_refusal(monkeypatch):
 
     monkeypatch.setattr(fk, "Flow", Silent)
     result = run_law(all_laws()["condition_errors"], Subject("scale", build=lambda: Scale((3,), given=((2,),))))
-    assert [f.text.split(" is accepted")[0] for f in result.findings][:2] == ["a surplus condition", "a missing condition"]
+    assert [f.text.split(" is accepted")[0] for f in result.findings][:2] == [
+        "a surplus condition",
+        "a missing condition",
+    ]
 
 
 class Raises(Scale):

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from training_helpers import make_flow
 
 import flowkit as fk
 from flowkit.errors import ConfigError, InputError
@@ -12,8 +13,6 @@ from flowkit.training.guard import NormStatistics, bad_data, first_bad, node_of
 from flowkit.training.layout import bare, named
 from flowkit.training.progress import duration
 from flowkit.training.run import trainer_device
-
-from training_helpers import make_flow
 
 
 class Run:
@@ -35,7 +34,7 @@ def test_layouts():
 
 def test_layouts_that_lack_something():
     flow, x = make_flow(), torch.randn(2, 4)
-    with pytest.raises(InputError, match="no 'label': it has 'x'.*needs the data 'x' and the conditions 'label'"):
+    with pytest.raises(InputError, match=r"no 'label': it has 'x'.*needs the data 'x' and the conditions 'label'"):
         by_name({"x": x}, flow)
     with pytest.raises(InputError, match="has 1 entries, and the flow needs 2"):
         by_name(x, flow)

@@ -7,12 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
+from training_helpers import Points, make_flow
 
 from flowkit.errors import ConfigError, InputError, NonFiniteError, StorageError
 from flowkit.training import FlowModule, KeepLastState, Progress, Schedule, batches, fit, read_checkpoint
 from flowkit.training._lightning import pl, quiet
-
-from training_helpers import Points, make_flow
 
 SIGNAL_AFTER = 4
 
@@ -86,9 +85,7 @@ def test_a_resumed_run_equals_one_in_one_piece(points, tmp_path):
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(points, tmp_path):
     file = tmp_path / "checkpoint.ckpt"
     whole, result = trained(points, 12)
-    module = FlowModule(
-        make_flow(dropout=0.3), lr=1e-2, noise=0.1, schedule=Schedule("cosine", warmup=2), clip=1.0
-    )
+    module = FlowModule(make_flow(dropout=0.3), lr=1e-2, noise=0.1, schedule=Schedule("cosine", warmup=2), clip=1.0)
     with pytest.raises(RuntimeError, match="killed"):
         fit(
             module,
@@ -132,7 +129,9 @@ def test_nan_in_the_data_is_named_and_nothing_is_applied(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             kept.update(state(pl_module))
 
-    message = r"step 2 was not applied.*the data 'x' has nan at index \(5, 2\) of the batch; the flow is as step 1 left it"
+    message = (
+        r"step 2 was not applied.*the data 'x' has nan at index \(5, 2\) of the batch; the flow is as step 1 left it"
+    )
     with pytest.raises(NonFiniteError, match=message):
         fit(module, loader, steps=3, checkpoint=tmp_path / "c.ckpt", device="cpu", callbacks=[Remember()])
     assert same(state(module), kept)
@@ -146,7 +145,7 @@ def test_the_node_at_fault_is_named(points):
     with torch.no_grad():
         flow.network.nodes["affine_coupling_2"].subnets[0].rest[-1].bias.fill_(1e200)
     module = FlowModule(flow)
-    with pytest.raises(NonFiniteError, match="step 1 was not applied.*node 'affine_coupling_2'"):
+    with pytest.raises(NonFiniteError, match=r"step 1 was not applied.*node 'affine_coupling_2'"):
         fit(module, batches(points, module, batch_size=8, steps=3), steps=3, device="cpu")
 
 
@@ -261,7 +260,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(points, tmp_p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
-    with pytest.raises(StorageError, match="cannot be written.*No space left on device.*the one written before is kept"):
+    with pytest.raises(
+        StorageError, match=r"cannot be written.*No space left on device.*the one written before is kept"
+    ):
         trained(points, 4, checkpoint=file, resume=True)
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["c.ckpt"]
