@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -100,11 +100,13 @@ def _op_row(case: Case, rows: int) -> dict[str, Any]:
 
 
 def _measure_networks(report: Report, rows: int, steps: int, quick: bool) -> None:
+    def measured() -> Iterator[dict[str, Any]]:
+        yield from (_network_row(n, rows) for n in coupling_chain(8 if quick else 64, steps))
+        if colorization.is_available():
+            yield from (_network_row(n, min(rows, 4)) for n in colorization.small_colorization(steps, quick))
+
     columns = (Column("network", ""), Column("weights", REDRAWN), *BY_DTYPE, *BY_SCALE, LOG_DETS)
-    networks = list(coupling_chain(8 if quick else 64, steps))
-    if colorization.is_available():
-        networks += colorization.small_colorization(steps, quick)
-    report.measure(Section("Networks", columns), (_network_row(n, 4 if quick else 16) for n in networks), len(networks))
+    report.measure(Section("Networks", columns), measured(), 3 + 3 * colorization.is_available())
 
 
 def _network_row(network: Network, rows: int) -> dict[str, Any]:

@@ -311,7 +311,7 @@ class _Replay:
         self.part, self.device = part, like.device
         watch = part.training or getattr(part, "stochastic", False)
         self._random = _random_state(like.device) if watch else None
-        self._buffers = {n: (b, b._version, b.clone()) for n, b in part.named_buffers()} if watch else {}
+        self._buffers = [(b, b.clone()) for b in part.buffers()] if watch else []
         kind = like.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled())
 
@@ -319,18 +319,20 @@ class _Replay:
         """Called after the forward: forget what it did not change."""
         if self._random is not None and all(torch.equal(a, b) for a, b in zip(self._random, _random_state(self.device), strict=True)):
             self._random = None
-        self._buffers = {n: kept for n, kept in self._buffers.items() if kept[0]._version != kept[1]}
+        # Values are compared, for batch normalisation writes without a new version; on a GPU that would wait for it.
+        if self.device.type == "cpu":
+            self._buffers = [(now, before) for now, before in self._buffers if not torch.equal(now, before)]
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Within it the block sees what it saw."""
         kind, dtype, enabled, cache = self._autocast
         now_random = _random_state(self.device) if self._random is not None else None
-        now_buffers = [(buffer, buffer.clone()) for buffer, _, _ in self._buffers.values()]
+        now_buffers = [(buffer, buffer.clone()) for buffer, _ in self._buffers]
         try:
             if self._random is not None:
                 _set_random_state(self.device, self._random)
-            for buffer, _, before in self._buffers.values():
+            for buffer, before in self._buffers:
                 buffer.data.copy_(before)
             if enabled:
                 with torch.autocast(kind, dtype=dtype, cache_enabled=cache):

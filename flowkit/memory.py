@@ -6,9 +6,10 @@ every allocator, which is what a test or a budget needs.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,29 +112,31 @@ def plain_from(network: InvertibleNetwork, values: dict[int, Tensor], budget: in
     return high
 
 
-class _ForwardAndBackward(nn.Module):
-    """Both passes inside one call, so that parameters can be replaced for both."""
-
-    def __init__(self, network: InvertibleNetwork):
-        super().__init__()
-        self.network = network
-
-    def forward(self, values: dict[int, Tensor], cut: int) -> None:
-        outputs, log_det = self.network._frugal(dict(values), None, cut)
-        parts = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = log_det.sum() + sum(part.square().sum() for part in parts)
-        targets = [t for t in (*values.values(), *self.network.parameters()) if t.requires_grad]
-        torch.autograd.grad(loss, targets, allow_unused=True)
-
-
 def peak_bytes(network: InvertibleNetwork, values: dict[int, Tensor], cut: int) -> int:
     """The peak of a forward and backward pass with the steps from `cut` on plain, found on the meta device."""
-    both = _ForwardAndBackward(network)
-    state = {name: _on_meta(t) for name, t in (*both.named_parameters(), *both.named_buffers())}
     inputs = {index: _on_meta(value) for index, value in values.items()}
-    with LiveBytes() as counter:
-        torch.func.functional_call(both, state, (inputs, cut))
+    with _moved_to_meta(network), LiveBytes() as counter:
+        outputs, log_det = network._frugal(inputs, None, cut)
+        loss = log_det.sum()
+        for part in outputs if isinstance(outputs, tuple) else (outputs,):
+            loss = loss + part.square().sum()
+        targets = [t for t in (*inputs.values(), *network.parameters()) if t.requires_grad]
+        torch.autograd.grad(loss, targets, allow_unused=True)
     return counter.peak
+
+
+@contextlib.contextmanager
+def _moved_to_meta(network: nn.Module) -> Iterator[None]:
+    """For a while every parameter and buffer is one of the same shape on the meta device; a shared module's once."""
+    tables = [table for module in network.modules() for table in (module._parameters, module._buffers)]
+    real = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.update((name, None if tensor is None else _on_meta(tensor)) for name, tensor in table.items())  # type: ignore[arg-type]
+        yield
+    finally:
+        for table, before in zip(tables, real, strict=True):
+            table.update(before)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

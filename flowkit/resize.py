@@ -122,7 +122,7 @@ def _share(old: nn.Module, new: nn.Module, where: str) -> None:
                 mine = getattr(source, table, {}).get(name)
                 if (mine is None) != (tensor is None) or (mine is not None and mine.shape != tensor.shape):
                     shapes = [None if t is None else tuple(t.shape) for t in (mine, tensor)]
-                    label = f"{where}{path}.{name}".removeprefix("nodes.")
+                    label = f"{where}{path}.{name}".replace("..", ".").removeprefix("nodes.")
                     raise ShapeError(
                         f"resized: '{label}' depends on the size, it is {shapes[0]} and would be {shapes[1]}: "
                         "its weights cannot be shared"

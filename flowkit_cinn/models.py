@@ -20,16 +20,16 @@ class Level:
 
     Args:
         couplings: how many.
-        hidden: channels (or units) between the two layers of their subnets.
-        kernels: kernel sizes, of the couplings in turn; both layers of a subnet have the same.
+        hidden: channels (or units) of the hidden layer of their subnets; several for several layers.
+        kernels: kernel sizes, of the couplings in turn: one for all layers of a subnet, or one for each.
         limit: the bound on the log-scale, with `clamp="tanh"` gamma's start.
         permute: a random, fixed permutation of the channels after each coupling.
         keep: how many channels go on; the others are split off as an output. None keeps all.
     """
 
     couplings: int = 0
-    hidden: int = 64
-    kernels: tuple[int, ...] = (3,)
+    hidden: int | tuple[int, ...] = 64
+    kernels: tuple[int | tuple[int, ...], ...] = (3,)
     limit: float = 2.0
     permute: bool = True
     keep: int | None = None
@@ -46,7 +46,9 @@ class ColorizationRecipe:
         size: height and width of ab.
         photo_size: height and width of L.
         clamp: of the log-scale: `"tanh"` with gamma learned per channel (the paper), or `"atan"` (the authors' code).
-        split_first: split channels off right after the downsampling (the paper) or after the level's couplings.
+        couple: what the couplings of a level see: `"all"` its channels, some of which are split off afterwards (the
+            authors' minimal example); `"rest"` what is left after the split (the paper); `"details"` what is split
+            off, given what is left, a data wire that the inverse knows by then.
         rebalance: the factor on the wavelets' coefficients.
         group: the order of the wavelets' channels.
         normalize: an `fk.ActNorm` after each downsampling, which `flow.initialize` sets from the first batch.
@@ -60,7 +62,7 @@ class ColorizationRecipe:
     size: int = 64
     photo_size: int = 64
     clamp: str = "tanh"
-    split_first: bool = True
+    couple: str = "rest"
     rebalance: float = 1.0
     group: str = "subband"
     normalize: bool = False
@@ -71,13 +73,13 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
     "demo": ColorizationRecipe(
         levels=(
             Level(),
-            Level(couplings=4, hidden=32, kernels=(3, 1), keep=2),
-            Level(couplings=4, hidden=48, kernels=(3, 1), keep=4),
-            Level(couplings=4, hidden=64, kernels=(3, 1), keep=4),
+            Level(couplings=2, hidden=(32, 32), kernels=((3, 1, 1),), limit=1.5, keep=2),
+            Level(couplings=3, hidden=(48, 48), kernels=((3, 1, 1),), limit=1.5, keep=2),
+            Level(couplings=4, hidden=(64, 64), kernels=((3, 1, 1),), limit=1.5, keep=2),
         ),
-        dense=Level(couplings=4, hidden=128),
-        features={"channels": (24, 32, 48), "first": 1, "vector": 64},
-        split_first=False,
+        dense=Level(couplings=4, hidden=128, limit=1.0),
+        features={"channels": (16, 24, 32), "first": 1, "vector": 32},
+        couple="details",
         rebalance=0.5,
         normalize=True,
     ),
@@ -90,7 +92,7 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
         dense=Level(couplings=4, hidden=512, limit=0.6),
         features={"channels": (64, 128, 128), "vector": 512, "init": "torch"},
         clamp="atan",
-        split_first=False,
+        couple="all",
         rebalance=0.5,
         group="channel",
         start=0.02,
@@ -114,9 +116,13 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
 
     | preset | ab | L | parameters | what it is |
     | --- | --- | --- | --- | --- |
-    | `"demo"` | 64 x 64 | 64 x 64 | ? | for two cores and a few minutes |
-    | `"small"` | 64 x 64 | 64 x 64 | ? | the authors' minimal example, layer by layer |
-    | `"paper"` | 64 x 64 | 256 x 256 | ? | section 4.2: 22 convolutional couplings, 8 fully connected |
+    | `"demo"` | 64 x 64 | 64 x 64 | 603,890 | for two cores and a few minutes |
+    | `"small"` | 64 x 64 | 64 x 64 | 11,010,760 | the authors' minimal example, layer by layer |
+    | `"paper"` | 64 x 64 | 256 x 256 | 66,104,400 | section 4.2: 22 convolutional couplings, 8 fully connected |
+
+    `"demo"` models each level's differences given its averages, as in Wavelet Flow (Yu, Derpanis, Brubaker, 2020): the
+    levels then learn at once, each from its own data, where a chain of couplings first has to undo what it mixed. It
+    has ActNorm layers, so call `flow.initialize(ab, given=photo)` on a first batch before training.
 
     Its input is `ab`, its condition `photo`, both normalised as in `flowkit_cinn.translation.color`; its outputs are
     `detail_N`, what was split off at N x N, and `coarse`.
@@ -143,6 +149,8 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
     if unknown := sorted(set(overrides) - set(names)):
         raise fk.ConfigError(f"colorization_cinn can override {', '.join(names)}, not {', '.join(unknown)}")
     recipe = replace(COLORIZATION[preset], **overrides)
+    if recipe.couple not in ("all", "rest", "details"):
+        raise fk.ConfigError(f"couple must be 'all', 'rest' or 'details', got {recipe.couple!r}")
     flow = fk.Flow(colorization_graph(recipe, unconditional=unconditional))
     if recipe.start is not None:
         for module in flow.network.modules():
@@ -171,35 +179,34 @@ def colorization_graph(recipe: ColorizationRecipe, unconditional: bool = False) 
             x = graph.add(HaarDownsample, x, rebalance=recipe.rebalance, group=recipe.group)
             if recipe.normalize:
                 x = graph.add(fk.ActNorm, x)
-        if recipe.split_first:
-            x = _split(graph, x, level)
-        if level.couplings:
-            x = _couplings(graph, x, conditions.pop(0), level, recipe.clamp)
-        if not recipe.split_first:
-            x = _split(graph, x, level)
+        given = [c for c in conditions[:1] if level.couplings and c is not None]
+        conditions = conditions[1:] if level.couplings else conditions
+        if level.keep is None:
+            x = _couplings(graph, x, given, level, recipe.clamp)
+            continue
+        if recipe.couple == "all":
+            x = _couplings(graph, x, given, level, recipe.clamp)
+        x, detail = graph.add(fk.Split, x, sizes=(level.keep, x.shape[0] - level.keep))
+        if recipe.couple == "rest":
+            x = _couplings(graph, x, given, level, recipe.clamp)
+        elif recipe.couple == "details":
+            detail = _couplings(graph, detail, [*given, x], level, recipe.clamp)
+        graph.output(f"detail_{detail.shape[1]}", detail)
     x = graph.add(fk.Flatten, x)
-    x = _couplings(graph, x, conditions.pop(), recipe.dense, recipe.clamp)
+    x = _couplings(graph, x, [c for c in conditions if c is not None], recipe.dense, recipe.clamp)
     graph.output("coarse", x)
     return graph
 
 
-def _couplings(graph: fk.Graph, x: fk.Wire, condition: fk.Wire | None, level: Level, clamp: str) -> fk.Wire:
+def _couplings(graph: fk.Graph, x: fk.Wire, given: list[fk.Wire], level: Level, clamp: str) -> fk.Wire:
     for number in range(level.couplings):
         kernel = level.kernels[number % len(level.kernels)]
         subnet = fk.MLP(hidden=level.hidden) if len(x.shape) == 1 else fk.ConvNet(hidden=level.hidden, kernel=kernel)
         config: dict[str, Any] = {"subnet": subnet, "limit": level.limit}
-        if clamp == "tanh" and condition is not None:
-            x = graph.add(ConditionalCoupling, x, given=condition, **config)
+        if clamp == "tanh" and given:
+            x = graph.add(ConditionalCoupling, x, given=given, **config)
         else:
-            x = graph.add(fk.AffineCoupling, x, given=condition, clamp=clamp, two_sided=True, **config)
+            x = graph.add(fk.AffineCoupling, x, given=given or None, clamp=clamp, two_sided=True, **config)
         if level.permute:
             x = graph.add(fk.Permute, x)
-    return x
-
-
-def _split(graph: fk.Graph, x: fk.Wire, level: Level) -> fk.Wire:
-    if level.keep is None:
-        return x
-    x, detail = graph.add(fk.Split, x, sizes=(level.keep, x.shape[0] - level.keep))
-    graph.output(f"detail_{detail.shape[1]}", detail)
     return x

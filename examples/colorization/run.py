@@ -66,6 +66,9 @@ def run(settings: Settings, where: Where) -> int:
         resume=where.resume,
         callbacks=[Progress(console(error=True))],
     )
+    if result.interrupted and not result.steps:
+        out.print("Stopped before the first step: there is nothing to keep.")
+        return INTERRUPTED
     if result.interrupted:
         command = f"flowkit examples colorization --resume --out {shlex.quote(str(folder))}"
         out.print(

@@ -33,6 +33,7 @@ def samples_of(flow: Flow, photo: Tensor, count: int, temperature: float, seed: 
         some = photo[rows]
         z = torch.randn(count, len(some), flow.dim, generator=generator, dtype=some.dtype).to(some.device)
         ab, _ = flow.inverse(temperature * z, given=some)  # the feature net runs once for all samples
+        assert isinstance(ab, Tensor)  # a colorization flow has one input
         parts.append(denormalize_ab(ab))
     return torch.cat(parts, 1)
 

@@ -20,6 +20,8 @@ from flowkit.cli.output import console, run_folder, write_file
 
 from . import moons
 
+HELD_OUT = 20_000  # points
+
 
 def build(blocks: int = 8, hidden: int = 64) -> fk.Flow:
     """x in the plane, given an integer label: affine couplings, each followed by a swap of the two coordinates."""
@@ -99,7 +101,7 @@ def command(steps: int, batch_size: int, out: Path, seed: int, device: str) -> N
     flow = build().to(device)
     losses = train(flow, steps, batch_size, device)
     flow.eval()
-    figures = evaluate(flow, 20_000, device)
+    figures = evaluate(flow, HELD_OUT, device)
     settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device}
     metrics = {**settings, "seconds": round(time.perf_counter() - started, 1), **figures}
 

@@ -39,7 +39,9 @@ def draw(flow: fk.Flow, losses: list[float], metrics: dict) -> bytes:
         strict=True,
     ):
         density = values.exp().reshape(PIXELS[1], PIXELS[0])
-        ax.imshow(density.sqrt().numpy(), extent=VIEW, origin="lower", cmap="magma", aspect="auto", interpolation="bilinear")
+        ax.imshow(
+            density.sqrt().numpy(), extent=VIEW, origin="lower", cmap="magma", aspect="auto", interpolation="bilinear"
+        )
         _frame(ax, title)
 
     count = 2500

@@ -217,7 +217,7 @@ class Subject:
 
         It gets copies of the arguments: one that spoils them breaks the law on that, not every law that looks again.
         """
-        return self.call_with(bijection, method, *(a.clone() for a in arguments))
+        return self.call_with(bijection, method, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
 
     def call_with(self, bijection: nn.Module, method: str, *arguments: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """`call` with these very tensors, strides and all."""

@@ -63,7 +63,7 @@ def _steps(job: Any) -> dict[str, Callable[[], Any]]:
             output, log_det = bijection(*job.arguments)
             if job.stochastic:
                 torch.manual_seed(job.seed)
-            back, inverse = bijection.inverse(*as_tuple(output), *job.arguments[job.count :])
+            back, inverse = bijection.inverse(*(y.clone() for y in as_tuple(output)), *job.arguments[job.count :])
         return [*as_tuple(output), log_det, *as_tuple(back), inverse]
 
     def loaded() -> list[torch.Tensor]:

@@ -41,7 +41,7 @@ class KeepLastState(pl.Callback):
         self._saved_at = 0.0
         self._handler: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listens to Ctrl-C, where this is the main thread."""
         self._saved_at, self.interrupted = time.monotonic(), False
         if threading.current_thread() is threading.main_thread():
@@ -67,11 +67,16 @@ class KeepLastState(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves the last good state where the step was refused; in other failures the last written one stands."""
+        self.release()
         if isinstance(exception, NonFiniteError):
             self._save(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives Ctrl-C back."""
+        self.release()
+
+    def release(self) -> None:
+        """Gives Ctrl-C back to whom it belonged."""
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None

@@ -91,8 +91,15 @@ class Progress(pl.Callback):
             text += f", {duration((trainer.max_steps - trainer.global_step) / speed)} left"
         return text
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Takes the bar away."""
+        self._stop()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes the bar away, however the run ended."""
+        """Takes the bar away."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -64,6 +64,7 @@ def fit(
     Raises:
         ConfigError: steps below 1, a device that is not there, or `resume` without a checkpoint.
         StorageError: the checkpoint cannot be read, is another flow's, or cannot be written.
+        KeyboardInterrupt: a second Ctrl-C.
         NonFiniteError: a step's loss or gradient is not finite; the flow, and the checkpoint, are as before that step.
 
     Example:
@@ -104,7 +105,10 @@ def fit(
         module.train()
         try:
             trainer.fit(module, batches, ckpt_path=checkpoint if resume else None, weights_only=True)
+        except SystemExit as leaving:  # Lightning's answer to a second Ctrl-C, which is the caller's to answer
+            raise KeyboardInterrupt from leaving
         finally:
+            keeper.release()
             module.eval()
             module.to("cpu")
     return FitResult(

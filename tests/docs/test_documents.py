@@ -14,12 +14,13 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from documents import DOCUMENTS, ROOT, Block, anchors, blocks, commands, links, spans
-from outputs import differences
 
 import flowkit as fk
 from flowkit import registry
 from flowkit.cli.app import root
+
+from .documents import DOCUMENTS, ROOT, Block, anchors, blocks, commands, links, spans
+from .outputs import differences
 
 WITH_CODE = [path for path in DOCUMENTS if any(block.language == "python" for block in blocks(path))]
 by_name = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)

@@ -1,7 +1,8 @@
 """The comparison of outputs can fail."""
 
 import pytest
-from outputs import differences
+
+from .outputs import differences
 
 SAME = [
     ("a 1.23\nb", "a 1.23\nb"),

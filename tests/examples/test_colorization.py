@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from colorization_helpers import colorization, photographs, started
+from .colorization_helpers import colorization, photographs, started
 from PIL import Image
 
 import flowkit as fk

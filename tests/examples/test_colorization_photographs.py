@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from colorization_helpers import colorization, photograph
+from .colorization_helpers import colorization, photograph
 from PIL import Image
 
 import flowkit as fk

@@ -152,7 +152,18 @@ def assign(flow, net, c):
         load,
         assign,
     ],
-    ids=["parameter replaced", "sgd", "foreach", "fused", "buffer replaced", "buffer in place", "y", "mode", "load", "assign"],
+    ids=[
+        "parameter replaced",
+        "sgd",
+        "foreach",
+        "fused",
+        "buffer replaced",
+        "buffer in place",
+        "y",
+        "mode",
+        "load",
+        "assign",
+    ],
 )
 def test_what_is_kept_is_renewed(flow, net, c, cause):
     posterior, x = flow.given(c), torch.randn(5, 4)
@@ -291,7 +302,9 @@ def test_shapes_and_support(flow, c):
     assert independent.log_prob(torch.zeros(2, 5, 4)).shape == (2,)
 
 
-@pytest.mark.parametrize(("lead", "to"), [((5,), (5,)), ((5,), (6, 5)), ((), (6,)), ((1,), (6,)), ((5, 1), (2, 5, 7)), ((1,), (0,))])
+@pytest.mark.parametrize(
+    ("lead", "to"), [((5,), (5,)), ((5,), (6, 5)), ((), (6,)), ((1,), (6,)), ((5, 1), (2, 5, 7)), ((1,), (0,))]
+)
 def test_expand(flow, lead, to):
     c = torch.randn(*lead, 3)
     expanded = flow.given(c).expand(to)

@@ -42,7 +42,9 @@ class Linear(fk.Bijection):
 
 
 def coupling(given=()):
-    op = fk.AffineCoupling((4,), given=given, subnet=fk.MLP(hidden=8, activation="tanh", zero_last=False), two_sided=True)
+    op = fk.AffineCoupling(
+        (4,), given=given, subnet=fk.MLP(hidden=8, activation="tanh", zero_last=False), two_sided=True
+    )
     return op.eval()
 
 
@@ -110,7 +112,9 @@ def test_jacobian_and_its_singular_values():
     matrix = [[3.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 2.0, 0.0]]
     x = torch.randn(2, 3)
     torch.testing.assert_close(diagnostics.jacobian(Linear(matrix), x), torch.tensor(matrix).expand(2, 3, 3))
-    torch.testing.assert_close(diagnostics.singular_values(Linear(matrix), x), torch.tensor([3.0, 2.0, 0.5]).expand(2, 3))
+    torch.testing.assert_close(
+        diagnostics.singular_values(Linear(matrix), x), torch.tensor([3.0, 2.0, 0.5]).expand(2, 3)
+    )
     torch.testing.assert_close(diagnostics.condition_number(Linear(matrix), x), torch.tensor([6.0, 6.0]))
 
 

@@ -10,7 +10,7 @@ import flowkit as fk
 MLP = fk.MLP(hidden=8, activation="silu", zero_last=False)
 
 
-class normal:  # noqa: N801  # Independent(Normal(...), 1), which fails on empty batches
+class normal:  # Independent(Normal(...), 1), which fails on empty batches
     def __init__(self, loc, scale):
         self.each = Normal(loc, scale)
 
@@ -52,7 +52,9 @@ def test_conditional_log_prob_against_torch_with_broadcasting(conditional):
     loc, log_scale = conditional.net(joined.reshape(35, 3)).reshape(5, 7, 6).chunk(2, -1)
     z = torch.randn(4, 5, 7, 3)
     torch.testing.assert_close(conditional.log_prob(z, c, d), normal(loc, log_scale.exp()).log_prob(z))
-    torch.testing.assert_close(conditional.log_prob(z[0, 0, 0], c, d), normal(loc, log_scale.exp()).log_prob(z[0, 0, 0]))
+    torch.testing.assert_close(
+        conditional.log_prob(z[0, 0, 0], c, d), normal(loc, log_scale.exp()).log_prob(z[0, 0, 0])
+    )
     assert conditional.sample((4, 5, 7), c, d).shape == (4, 5, 7, 3)
     assert conditional.log_prob(torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0, 1)).shape == (0,)
 
@@ -107,7 +109,7 @@ def test_autocast_does_not_coarsen_the_samples():
 
 @pytest.mark.parametrize("dim", [0, -1, 2.0, True])
 def test_dimensions_that_are_none(dim):
-    with pytest.raises(fk.ConfigError, match="StandardNormal needs a positive number of dimensions"):
+    with pytest.raises(fk.ConfigError, match=r"StandardNormal needs a positive number of dimensions"):
         fk.StandardNormal(dim)
 
 
@@ -133,7 +135,14 @@ def flow_with_base(base_given, **kwargs):
 
 @pytest.mark.parametrize(
     ("x_lead", "c_lead", "d_lead"),
-    [((5,), (5,), (5,)), ((7, 5), (5,), ()), ((5, 7), (5, 1), (5, 1)), ((5, 1), (5, 1), (7,)), ((), (), ()), ((), (5,), (1,))]
+    [
+        ((5,), (5,), (5,)),
+        ((7, 5), (5,), ()),
+        ((5, 7), (5, 1), (5, 1)),
+        ((5, 1), (5, 1), (7,)),
+        ((), (), ()),
+        ((), (5,), (1,)),
+    ]
     + [((0,), (0,), (0,)), ((7, 0), (0,), ()), ((0, 5), (5,), (5,)), ((5, 0), (5, 1), ())],
 )
 def test_a_conditional_base_sees_the_conditions_of_its_row(x_lead, c_lead, d_lead):
@@ -177,9 +186,9 @@ def test_a_condition_used_by_the_base_alone_counts_as_used_and_names_do_as_wires
 def test_base_given_that_depends_on_data_or_is_no_wire():
     with pytest.raises(fk.GraphError, match=r"base_given: 'part' \(3,\) depends on data"):
         flow_with_base(["d", "x"])
-    with pytest.raises(fk.GraphError, match="the graph has no wire 'nope'"):
+    with pytest.raises(fk.GraphError, match=r"the graph has no wire 'nope'"):
         flow_with_base(["nope"])
-    with pytest.raises(fk.GraphError, match="base_given: a condition wire of this graph or its name is needed"):
+    with pytest.raises(fk.GraphError, match=r"base_given: a condition wire of this graph or its name is needed"):
         flow_with_base([fk.Graph().condition("c", (3,))])
     graph = fk.Graph()
     x = graph.input("x", (2,))
@@ -191,15 +200,17 @@ def test_base_given_that_depends_on_data_or_is_no_wire():
 
 def test_bases_that_do_not_fit():
     part = fk.Permute((3,))
-    with pytest.raises(fk.ShapeError, match="the base StandardNormal has 2 dimensions, the latent has 3"):
+    with pytest.raises(fk.ShapeError, match=r"the base StandardNormal has 2 dimensions, the latent has 3"):
         fk.Flow(part, base=fk.StandardNormal(2))
-    with pytest.raises(fk.ShapeError, match=r"the base DiagonalNormal takes conditions of shape '\(2,\)', base_given has none"):
+    with pytest.raises(
+        fk.ShapeError, match=r"the base DiagonalNormal takes conditions of shape '\(2,\)', base_given has none"
+    ):
         fk.Flow(part, base=fk.DiagonalNormal(3, given=2))
-    with pytest.raises(fk.ConfigError, match="Linear has no log_prob"):
+    with pytest.raises(fk.ConfigError, match=r"Linear has no log_prob"):
         fk.Flow(part, base=nn.Linear(3, 3))
-    with pytest.raises(fk.ConfigError, match="base must be a distribution module"):
+    with pytest.raises(fk.ConfigError, match=r"base must be a distribution module"):
         fk.Flow(part, base=Normal(0.0, 1.0))
-    with pytest.raises(fk.ConditionError, match="base_given needs a conditional base"):
+    with pytest.raises(fk.ConditionError, match=r"base_given needs a conditional base"):
         flow_with_base(["d"], base=None)
 
 

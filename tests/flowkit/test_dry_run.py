@@ -49,7 +49,7 @@ def test_a_net_on_meta_is_run_there_only():
     with torch.device("meta"):
         net = nn.Linear(3, 2)
     assert output_shapes(net, [((3,), None)]) == {None: (2,)}
-    with pytest.raises(fk.GraphError, match="its dry run failed with RuntimeError"):
+    with pytest.raises(fk.GraphError, match=r"its dry run failed with RuntimeError"):
         output_shapes(net, [((4,), None)])
 
 

@@ -237,7 +237,9 @@ def test_dtypes_follow_the_flow(flow):
         x, c = torch.randn(5, 4, dtype=dtype), torch.randn(5, 3, dtype=dtype)
         z, log_det = flow(x, given=c)
         assert {z.dtype, log_det.dtype, flow.log_prob(x, given=c).dtype, flow.sample((2,), given=c).dtype} == {dtype}
-        torch.testing.assert_close(flow.inverse(z, given=c)[0], x, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+        torch.testing.assert_close(
+            flow.inverse(z, given=c)[0], x, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12
+        )
     assert flow.to(torch.float32).network.reference.dtype == torch.float32
 
 
@@ -286,7 +288,9 @@ def test_torch_func_goes_through(flow):
     parameters = dict(flow.named_parameters())
     gradients = torch.func.grad(loss)(parameters)
     (-flow(x, given=c)[1].mean()).backward()
-    torch.testing.assert_close(gradients, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in parameters.items()})
+    torch.testing.assert_close(
+        gradients, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in parameters.items()}
+    )
 
 
 @IMPORTS

@@ -35,10 +35,10 @@ def test_inverse_and_log_det_are_exact(case):
     subject = Subject("graph", instance=case.flow().network)
     network, conditions = subject.original, tuple(case.conditions.values())
     before = [value.clone() for value in (*case.inputs.values(), *conditions)]
-    matrix, log_det = jacobian(subject, "forward", (*case.inputs.values(), *conditions))
+    matrix, log_det = jacobian(subject, network, "forward", (*case.inputs.values(), *conditions))
     with torch.no_grad():
         outputs = as_tuple(network(*case.inputs.values(), *conditions)[0])
-    inverse_matrix, inverse_log_det = jacobian(subject, "inverse", (*outputs, *conditions))
+    inverse_matrix, inverse_log_det = jacobian(subject, network, "inverse", (*outputs, *conditions))
     assert log_det.shape == inverse_log_det.shape == (3,)
     assert_close(log_det, torch.linalg.slogdet(matrix).logabsdet, "forward's log-det")
     assert_close(inverse_log_det, torch.linalg.slogdet(inverse_matrix).logabsdet, "the inverse's log-det")

@@ -51,7 +51,9 @@ def test_the_same_qualified_name_again_replaces_and_another_is_refused():
     fk.register("acme.part")(second)
     assert fk.lookup("acme.part") is second
     assert registry.name_of(old) == "acme.part"
-    with pytest.raises(fk.RegistryError, match=r"the name 'acme.part' is taken by mine.Part, so other.Part cannot have it"):
+    with pytest.raises(
+        fk.RegistryError, match=r"the name 'acme.part' is taken by mine.Part, so other.Part cannot have it"
+    ):
         fk.register("acme.part")(make("other"))
     assert fk.lookup("acme.part") is second
 
@@ -66,13 +68,13 @@ def test_a_refused_class_is_left_as_it_was():
 
 @pytest.mark.parametrize("name", ["scale", "", ".scale", "acme.", "acme.a b", "1acme.b", "acme..b", "acme.b\n"])
 def test_names_that_are_none(name):
-    with pytest.raises(fk.RegistryError, match="is no name to register: it must be 'prefix.name'"):
+    with pytest.raises(fk.RegistryError, match=r"is no name to register: it must be 'prefix.name'"):
         fk.register(name)
 
 
 @pytest.mark.parametrize("thing", [3, nn.Linear(2, 2), object()])
 def test_things_that_cannot_be_registered(thing):
-    with pytest.raises(fk.RegistryError, match="a class or a function can be registered, got"):
+    with pytest.raises(fk.RegistryError, match=r"a class or a function can be registered, got"):
         fk.register("acme.thing")(thing)
     assert "acme.thing" not in registry._objects
 
@@ -127,7 +129,11 @@ def install(tmp_path, monkeypatch):
         found = [importlib.metadata.EntryPoint(prefix, module, registry.PLUGIN_GROUP)]
 
         def entry_points(**wanted):
-            return [e for e in found if wanted.get("name", e.name) == e.name] if wanted.get("group") == registry.PLUGIN_GROUP else []
+            return (
+                [e for e in found if wanted.get("name", e.name) == e.name]
+                if wanted.get("group") == registry.PLUGIN_GROUP
+                else []
+            )
 
         monkeypatch.setattr(registry.importlib.metadata, "entry_points", entry_points)
 
@@ -154,14 +160,20 @@ def test_a_plugin_is_loaded_at_the_first_look_up_of_its_prefix(install):
     assert "acme_plugin" in sys.modules
     assert registry.plugin_problem("acme") is None
     assert "acme.swap" in fk.registered()
-    with pytest.raises(fk.RegistryError, match="'acme.nope' is not registered: the plugin 'acme' has no such part"):
+    with pytest.raises(fk.RegistryError, match=r"'acme.nope' is not registered: the plugin 'acme' has no such part"):
         fk.lookup("acme.nope")
 
 
 def test_a_broken_plugin_warns_once_and_is_named(install):
     install("raise OSError('no libc')")
-    with pytest.warns(fk.PluginWarning, match=r"the plugin 'acme' \(acme_plugin\) could not be loaded: OSError: no libc"), pytest.raises(
-        fk.RegistryError, match=r"'acme.swap' is not registered: the plugin 'acme' could not be loaded \(OSError: no libc\)"
+    with (
+        pytest.warns(
+            fk.PluginWarning, match=r"the plugin 'acme' \(acme_plugin\) could not be loaded: OSError: no libc"
+        ),
+        pytest.raises(
+            fk.RegistryError,
+            match=r"'acme.swap' is not registered: the plugin 'acme' could not be loaded \(OSError: no libc\)",
+        ),
     ):
         fk.lookup("acme.swap")
     with pytest.raises(fk.RegistryError):  # and does not warn again: warnings are errors here
@@ -171,9 +183,13 @@ def test_a_broken_plugin_warns_once_and_is_named(install):
 
 
 def test_a_missing_plugin_and_a_missing_part():
-    with pytest.raises(fk.RegistryError, match="'nowhere.part' is not registered: install or import the plugin 'nowhere'"):
+    with pytest.raises(
+        fk.RegistryError, match=r"'nowhere.part' is not registered: install or import the plugin 'nowhere'"
+    ):
         fk.lookup("nowhere.part")
-    with pytest.raises(fk.RegistryError, match="'flowkit.part' is not registered: this version of flowkit has no such part"):
+    with pytest.raises(
+        fk.RegistryError, match=r"'flowkit.part' is not registered: this version of flowkit has no such part"
+    ):
         fk.lookup("flowkit.part")
 
 

@@ -17,7 +17,7 @@ def test_as_shape(value, shape):
 
 @pytest.mark.parametrize("value", [0, -1, (2, 0), True, (True,), "ab", "", 2.0, (2.0,), None, {2}, ((2,),)])
 def test_what_is_no_shape(value):
-    with pytest.raises(fk.ShapeError, match="a shape is"):
+    with pytest.raises(fk.ShapeError, match=r"a shape is"):
         as_shape(value)
 
 
@@ -40,13 +40,18 @@ def test_as_shapes(value, shapes):
 
 @pytest.mark.parametrize("value", [2.5, None, "ab", (2.5,), True, ((0,),), object()])
 def test_what_are_no_shapes(value):
-    with pytest.raises(fk.ShapeError, match="shape"):
+    with pytest.raises(fk.ShapeError, match=r"shape"):
         as_shapes(value)
 
 
 def test_numel_and_listing():
     assert (numel(()), numel((2, 3))) == (1, 6)
-    assert [listing(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "'a'", "'a' and 'b'", "'a', 'b' and 'c'"]
+    assert [listing(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "none",
+        "'a'",
+        "'a' and 'b'",
+        "'a', 'b' and 'c'",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ def test_an_inverse_that_misses_is_the_first_bad_node(miss):
 def test_nan_in_data_and_conditions_is_named_with_its_index(flow, call, value):
     x, c = torch.randn(3, 5, 4), torch.randn(5, 2)
     x[2, 1, 3] = x[2, 4, 0] = value
-    with pytest.raises(fk.NonFiniteError, match=rf"input 'x' holds {value} at index \(2, 1, 3\) \(2 of 60 values are not finite\)"):
+    with pytest.raises(
+        fk.NonFiniteError, match=rf"input 'x' holds {value} at index \(2, 1, 3\) \(2 of 60 values are not finite\)"
+    ):
         call(flow, x, c)
     x, c[4, 1] = torch.zeros(5, 4), value
     with pytest.raises(fk.NonFiniteError, match=rf"condition 'c' holds {value} at index \(4, 1\) \(1 of 10"):
@@ -190,7 +192,9 @@ def test_a_shared_instance_is_initialised_at_its_first_use(again):
 def test_a_node_that_makes_nan_of_finite_data_is_named(flow, data):
     with torch.no_grad():
         flow.network.nodes["inner"].nodes["couple"].subnets[0].rest[-1].bias.fill_(float("nan"))
-    with pytest.raises(fk.NonFiniteError, match="node 'inner.couple' gave nan at index .* while the flow was initialised"):
+    with pytest.raises(
+        fk.NonFiniteError, match=r"node 'inner.couple' gave nan at index .* while the flow was initialised"
+    ):
         flow.initialize(data[0], given=data[1])
 
 

@@ -103,7 +103,7 @@ def functional_transforms(subject: Subject, expect: Findings) -> None:
         def energy(
             weights: dict[str, Tensor], *row: Tensor, module: torch.nn.Module = module, weighted: bool = True
         ) -> Tensor:
-            arguments = tuple(r.unsqueeze(0) for r in row)
+            arguments = tuple(r.unsqueeze(0).clone() for r in row)
             output, log_det = torch.func.functional_call(module, weights, arguments) if weighted else module(*arguments)
             return sum((o.square().sum() for o in as_tuple(output)), log_det.sum())
 

@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from flowkit.bijection import as_tuple
+from flowkit.bijection import Bijection, as_tuple
 from flowkit.testing.findings import Findings
 from flowkit.testing.registry import law
 from flowkit.testing.subject import Subject, refuse
@@ -78,11 +78,13 @@ def log_det_shape(subject: Subject, expect: Findings) -> None:
         expect(wide, f"{method}'s log-det is {log_det.dtype}, not float32 or wider")
 
 
-def jacobian(subject: Subject, method: str, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def jacobian(
+    subject: Subject, bijection: Bijection, method: str, arguments: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
     """`(J, log_det)`: the Jacobian `(B, outputs, inputs)` by autograd, all tensors concatenated, conditions fixed."""
     count = subject.arity(method)
     data = [x.clone().requires_grad_() for x in arguments[:count]]
-    values, log_det = subject.call(subject.bijection, method, *data, *arguments[count:])
+    values, log_det = subject.call(bijection, method, *data, *arguments[count:])
     flat = torch.cat([value.reshape(value.shape[0], math.prod(value.shape[1:])) for value in values], 1)
     if not flat.requires_grad:
         return flat.new_zeros(flat.shape[0], flat.shape[1], sum(x[0].numel() for x in data)), log_det.detach()
@@ -108,7 +110,7 @@ def _log_det_law(subject: Subject, expect: Findings, method: str) -> None:
         refuse(f"the Jacobian is {outs} x {ins}")
     if ins > LARGEST_JACOBIAN:
         refuse(f"{ins} elements: the Jacobian is tried up to {LARGEST_JACOBIAN}")
-    matrix, log_det = jacobian(subject, method, subject.points(method))
+    matrix, log_det = jacobian(subject, subject.bijection, method, subject.points(method))
     want = torch.linalg.slogdet(matrix.to(torch.float64)).logabsdet
     if tuple(log_det.shape) != tuple(want.shape):
         refuse(f"its log-det has shape {tuple(log_det.shape)}")

@@ -47,7 +47,7 @@ class _Function:
 
     def values(self, changed: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """A random projection of the outputs, and of the log-det: `(B,)`-weighted sums, scalars."""
-        arguments = [changed.get(n, v) for n, v in self.arguments.items()]
+        arguments = [changed.get(n, v).clone() for n, v in self.arguments.items()]
         parameters = {n: changed.get(f"parameter {n[len('bijection.') :]}", p) for n, p in self.parameters.items()}
         if self.subject.original.stochastic:
             torch.manual_seed(self.subject.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from flowkit.testing.wrong.scale import Scale, breaks
 # ---------------------------------------------------------------------- purity
 
 
-@breaks("arguments_unchanged")
+@breaks("arguments_unchanged non_contiguous")
 class MutatedArgument(Scale):
     """Haar's inverse, as released: it scales the caller's tensor in place."""
 
@@ -155,7 +155,7 @@ class NotViews(Bijection):
 class _Normalizes(Scale):
     """Scales the first data to a standard deviation of one, rightly."""
 
-    needs_initialization: ClassVar[bool] = True
+    needs_initialization = True
     initialized: Tensor
 
     def __init__(self, shape: tuple[int, ...]) -> None:

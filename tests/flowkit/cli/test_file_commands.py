@@ -42,14 +42,17 @@ def test_inspect(saved, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], "affine_coupling_1"), (["--format", "mermaid"], "flowchart"), (["--format", "svg"], "<svg")]
+    ("words", "expected"),
+    [([], "affine_coupling_1"), (["--format", "mermaid"], "flowchart"), (["--format", "svg"], "<svg")],
 )
 def test_draw_to_standard_output(saved, capsys, words, expected):
     assert run(["draw", str(saved), *words]) == 0
     assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "expected"), [("g.svg", "<svg"), ("g.mmd", "flowchart"), ("g.txt", "affine_coupling_1")])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("g.svg", "<svg"), ("g.mmd", "flowchart"), ("g.txt", "affine_coupling_1")]
+)
 def test_draw_to_a_file_by_its_ending(saved, tmp_path, capsys, name, expected):
     assert run(["draw", str(saved), "-o", str(tmp_path / name)]) == 0
     assert capsys.readouterr().out == ""
@@ -112,7 +115,9 @@ def test_check_a_name(capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == [["acme.scale", ["a", "b"]]]
 
 
-@pytest.mark.parametrize("words", [["flowkit.no_such"], ["acme.scale"], ["flowkit.permute", "--import", "no_such_module"]])
+@pytest.mark.parametrize(
+    "words", [["flowkit.no_such"], ["acme.scale"], ["flowkit.permute", "--import", "no_such_module"]]
+)
 def test_check_refuses_unknown_names(words, capsys):
     assert run(["check", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1

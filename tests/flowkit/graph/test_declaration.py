@@ -25,7 +25,9 @@ def refused(message, error=fk.GraphError):
 def test_a_data_wire_used_by_two_nodes(graph):
     x = graph.input("x", (2,))
     graph.add(fk.Permute, x)
-    with refused(r"node 'permute_2' uses the data wire 'x' \(2,\), which node 'permute_1' has used already.*exactly once"):
+    with refused(
+        r"node 'permute_2' uses the data wire 'x' \(2,\), which node 'permute_1' has used already.*exactly once"
+    ):
         graph.add(fk.Permute, x)
 
 
@@ -149,7 +151,9 @@ def test_a_map_for_a_vector_names_to_vector(graph):
 
 def test_an_integer_condition_names_one_hot(graph):
     x, c = graph.input("x", (2,)), graph.condition("digit", (), dtype=torch.int64)
-    message = r"AffineCoupling cannot take the integer condition 'digit' \(\): .*graph\.features\(fk\.OneHot\(n\), digit\)"
+    message = (
+        r"AffineCoupling cannot take the integer condition 'digit' \(\): .*graph\.features\(fk\.OneHot\(n\), digit\)"
+    )
     with refused(r"(fk\.OneHot|integer)"):
         graph.add(fk.AffineCoupling, x, given=c)
     wide = graph.condition("digits", (3,), dtype=torch.int64)
@@ -213,7 +217,9 @@ def test_features_of_a_wire_known_too_late_name_the_net(graph):
     x = graph.input("x", (2,))
     h = graph.features(nn.Linear(2, 3), x, name="net")
     graph.output("z", graph.add(fk.AffineCoupling, x, given=h, subnet=MLP, name="self"))
-    with refused(r"its condition 'net' \(3,\), computed by the features 'net' from 'x' \(2,\), before it can be inverted"):
+    with refused(
+        r"its condition 'net' \(3,\), computed by the features 'net' from 'x' \(2,\), before it can be inverted"
+    ):
         fk.Flow(graph)
 
 
@@ -363,7 +369,8 @@ def test_automatic_names_are_counted_per_class_and_skip_taken_ones(graph):
 
 
 @pytest.mark.parametrize(
-    ("name", "snake"), [("AffineCoupling", "affine_coupling"), ("MLP", "mlp"), ("HTTPServer2D", "http_server2_d"), ("_Own", "own")]
+    ("name", "snake"),
+    [("AffineCoupling", "affine_coupling"), ("MLP", "mlp"), ("HTTPServer2D", "http_server2_d"), ("_Own", "own")],
 )
 def test_snake_case(name, snake):
     assert snake_case(name) == snake

@@ -64,9 +64,15 @@ def test_mermaid(graph):
     assert '  given_label -. "scalar" .-> node_one_hot_1' in lines
     assert '  node_one_hot_1 -. "3" .-> node_nested' in lines
     assert '  node_nested -- "2" --> out_left(["left"])' in lines
-    assert sum(line.strip().startswith("subgraph") for line in lines) == sum(line.strip() == "end" for line in lines) == 1
+    assert (
+        sum(line.strip().startswith("subgraph") for line in lines) == sum(line.strip() == "end" for line in lines) == 1
+    )
     assert any(line.startswith("    node_nested_node_affine_coupling_1[") for line in lines)
-    declared = {re.match(r"\s*(?:subgraph )?(\w+)[\[({]", line).group(1) for line in lines if re.match(r"\s*(?:subgraph )?\w+[\[({]", line)}
+    declared = {
+        re.match(r"\s*(?:subgraph )?(\w+)[\[({]", line).group(1)
+        for line in lines
+        if re.match(r"\s*(?:subgraph )?\w+[\[({]", line)
+    }
     used = {name for line in lines if "->" in line for name in (line.split()[0], re.search(r"-> (\w+)", line).group(1))}
     assert used <= declared | {"out_left", "out_right", "node_nested_out_out"}
 
@@ -90,7 +96,7 @@ def test_dot_names_everything(graph):
 
 
 def test_forms():
-    with pytest.raises(fk.ConfigError, match="a graph is drawn as text, mermaid, svg, got 'png'"):
+    with pytest.raises(fk.ConfigError, match=r"a graph is drawn as text, mermaid, svg, got 'png'"):
         fk.Graph().draw("png")
 
 

@@ -44,7 +44,10 @@ def test_a_tuple_of_one_gives_a_tuple_of_one(graph):
 def test_a_dictionary_gives_a_dictionary_and_is_used_by_name(graph):
     net = Returns(lambda c: {"fine": c, "coarse": c[:, :1]})
     wires = graph.features(net, graph.condition("c", (3,)), name="net")
-    assert {k: (w.name, w.shape) for k, w in wires.items()} == {"fine": ("net.fine", (3,)), "coarse": ("net.coarse", (1,))}
+    assert {k: (w.name, w.shape) for k, w in wires.items()} == {
+        "fine": ("net.fine", (3,)),
+        "coarse": ("net.coarse", (1,)),
+    }
     x = graph.add(fk.AffineCoupling, graph.input("x", (2,)), given=wires["coarse"], subnet=fk.MLP(4, zero_last=False))
     graph.output("z", x)
     flow = fk.Flow(graph)
@@ -81,7 +84,9 @@ def test_what_a_net_must_not_return(graph, make, message):
 
 
 def test_a_dry_run_that_fails_names_shapes(graph):
-    with pytest.raises(fk.GraphError, match=r"on 'c' \(3,\): its dry run failed.*; pass shapes= to say what it returns"):
+    with pytest.raises(
+        fk.GraphError, match=r"on 'c' \(3,\): its dry run failed.*; pass shapes= to say what it returns"
+    ):
         graph.features(nn.Linear(4, 5), graph.condition("c", (3,)))
 
 
@@ -128,7 +133,7 @@ def test_what_meta_cannot_run_is_run_on_zeros_once_in_a_forked_random_state(grap
 def test_labels_reach_the_dry_run_as_integers(graph):
     wire = graph.features(nn.Embedding(10, 4), graph.condition("digit", (), dtype=torch.int64))
     assert wire.shape == (4,)
-    with pytest.raises(fk.GraphError, match="OneHot needs integer labels"):
+    with pytest.raises(fk.GraphError, match=r"OneHot needs integer labels"):
         graph.features(fk.OneHot(3), graph.condition("c", ()))
 
 

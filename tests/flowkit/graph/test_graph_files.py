@@ -8,7 +8,7 @@ from torch import nn
 
 import flowkit as fk
 
-MLP = fk.MLP(hidden=[6, 5], activation="silu")
+MLP = fk.MLP(hidden=(6, 5), activation="silu")
 
 
 def everything():
@@ -112,19 +112,43 @@ def test_what_cannot_be_written_is_kept_as_its_repr_and_refused_when_read():
         (lambda d: {k: v for k, v in d.items() if k != "inputs"}, fk.StorageError, "'inputs' must be a dict, got None"),
         (lambda d: {**d, "nodes": [3]}, fk.StorageError, "a node must have a name, got 3"),
         (lambda d: {**d, "nodes": [{"name": "a", "inputs": ["x"]}]}, fk.StorageError, "'a': it has none of op, part"),
-        (lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.permute", "inputs": ["w"]}]}, fk.GraphError, "no wire 'w'"),
-        (lambda d: {**d, "nodes": [{"name": "a", "shares": "b", "inputs": ["x"]}]}, fk.StorageError, "shares the part of 'b'"),
-        (lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.nope", "inputs": ["x"]}]}, fk.RegistryError, "'flowkit.nope'"),
-        (lambda d: {**d, "nodes": [{"name": "a", "op": "nope.part", "inputs": ["x"]}]}, fk.RegistryError, "plugin 'nope'"),
+        (
+            lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.permute", "inputs": ["w"]}]},
+            fk.GraphError,
+            "no wire 'w'",
+        ),
+        (
+            lambda d: {**d, "nodes": [{"name": "a", "shares": "b", "inputs": ["x"]}]},
+            fk.StorageError,
+            "shares the part of 'b'",
+        ),
+        (
+            lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.nope", "inputs": ["x"]}]},
+            fk.RegistryError,
+            "'flowkit.nope'",
+        ),
+        (
+            lambda d: {**d, "nodes": [{"name": "a", "op": "nope.part", "inputs": ["x"]}]},
+            fk.RegistryError,
+            "plugin 'nope'",
+        ),
         (lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.mlp", "inputs": ["x"]}]}, fk.GraphError, "a Bijection"),
-        (lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.permute", "inputs": 5}]}, fk.GraphError, "'a' cannot be declared"),
+        (
+            lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.permute", "inputs": 5}]},
+            fk.GraphError,
+            "'a' cannot be declared",
+        ),
         (
             lambda d: {**d, "nodes": [{"name": "a", "op": "flowkit.permute", "inputs": ["x"], "config": {"dim": 7}}]},
             fk.ConfigError,
             "node 'a' on 'x'",
         ),
         (lambda d: {**d, "inputs": {"x": "ab"}}, fk.ShapeError, "a shape is"),
-        (lambda d: {**d, "conditions": {"c": {"shape": [], "dtype": "Tensor"}}}, fk.StorageError, "'Tensor' is not the name of a dtype"),
+        (
+            lambda d: {**d, "conditions": {"c": {"shape": [], "dtype": "Tensor"}}},
+            fk.StorageError,
+            "'Tensor' is not the name of a dtype",
+        ),
         (lambda d: {**d, "outputs": {"z": "w"}}, fk.GraphError, "no wire 'w'"),
     ],
 )

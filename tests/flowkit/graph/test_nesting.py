@@ -59,7 +59,9 @@ def test_state_names_of_nested_networks(depth):
         outer.output("z", outer.add(graph, outer.input("x", (2,)), name="inner"))
         graph = outer
     names = list(fk.Flow(graph).state_dict())
-    assert names == [f"network.{'nodes.inner.' * depth}nodes.norm.{n}" for n in ("location", "log_scale", "initialized")]
+    assert names == [
+        f"network.{'nodes.inner.' * depth}nodes.norm.{n}" for n in ("location", "log_scale", "initialized")
+    ]
 
 
 def test_a_graph_is_nested_as_a_class_and_a_network_as_an_instance():
@@ -78,9 +80,9 @@ def test_given_by_the_inner_names_in_any_order():
     graph.output("a", a)
     graph.output("b", b)
     assert graph.nodes[0].given == (u, v)
-    with pytest.raises(fk.GraphError, match="needs the conditions 'p' and 'q': missing 'q', not known 'r'"):
+    with pytest.raises(fk.GraphError, match=r"needs the conditions 'p' and 'q': missing 'q', not known 'r'"):
         graph.add(inner, graph.input("w", (4,)), given={"p": u, "r": v})
-    with pytest.raises(fk.GraphError, match="only a nested network names its conditions"):
+    with pytest.raises(fk.GraphError, match=r"only a nested network names its conditions"):
         graph.add(fk.AffineCoupling, graph.wire("w"), given={"p": u})
 
 
@@ -99,7 +101,7 @@ def test_a_nested_network_that_cannot_be_built_names_the_node():
     inner = fk.Graph()
     inner.input("x", (4,))
     outer = fk.Graph()
-    with pytest.raises(fk.GraphError, match="'twice' on 'x' .*the graph has no output"):
+    with pytest.raises(fk.GraphError, match=r"'twice' on 'x' .*the graph has no output"):
         outer.add(inner, outer.input("x", (4,)), name="twice")
 
 
@@ -197,7 +199,7 @@ def test_a_lambda_as_a_recipe_copies_whole_and_pickles_as_its_text():
     pickled = pickle.loads(pickle.dumps(flow))
     assert torch.equal(pickled.log_prob(x), flow.log_prob(x))
     assert "<function" in repr(pickled)
-    with pytest.raises(fk.ConfigError, match="subnet must be a recipe.*<lambda>"):
+    with pytest.raises(fk.ConfigError, match=r"subnet must be a recipe.*<lambda>"):
         fk.Flow(pickled.network.graph)
 
 
@@ -217,5 +219,5 @@ def test_inputs_of_a_network_by_shape():
     assert fk.InvertibleNetwork(graph).condition_shapes == ((3,),)
     with pytest.raises(fk.ShapeError, match=r"takes inputs 'x' \(4,\), got \(5,\)"):
         fk.InvertibleNetwork(5, graph=graph)
-    with pytest.raises(fk.GraphError, match="needs a Graph, got NoneType"):
+    with pytest.raises(fk.GraphError, match=r"needs a Graph, got NoneType"):
         fk.InvertibleNetwork((4,))

@@ -160,9 +160,9 @@ def test_the_network_itself_refuses_the_wrong_number_of_tensors():
     network = fk.InvertibleNetwork(graph)
     with pytest.raises(fk.ConditionError, match=r"needs 1 conditions \('c',\), got 0"):
         network(torch.zeros(2, 2))
-    with pytest.raises(fk.ConditionError, match="got 2"):
+    with pytest.raises(fk.ConditionError, match=r"got 2"):
         network(torch.zeros(2, 2), torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(fk.ConditionError, match="needs 1 inputs"):
+    with pytest.raises(fk.ConditionError, match=r"needs 1 inputs"):
         network()
 
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import torch
-from training_helpers import make_flow
+from .training_helpers import make_flow
 
 import flowkit as fk
 from flowkit.training import NegativeLogLikelihood

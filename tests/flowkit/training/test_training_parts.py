@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from training_helpers import make_flow
+from .training_helpers import make_flow
 
 import flowkit as fk
 from flowkit.errors import ConfigError, InputError

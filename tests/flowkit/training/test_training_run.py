@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
-from training_helpers import Points, make_flow
+from .training_helpers import Points, make_flow
 
 from flowkit.errors import ConfigError, InputError, NonFiniteError, StorageError
 from flowkit.training import FlowModule, KeepLastState, Progress, Schedule, batches, fit, read_checkpoint
@@ -120,10 +120,39 @@ def test_ctrl_c_ends_after_the_step_and_is_given_back(points, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.ckpt"]
 
 
+def test_a_second_ctrl_c_ends_at_once(points):
+    class Twice(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trained(points, 12, callbacks=[Twice()])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_step(points, tmp_path):
+    class Early(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    _, result = trained(points, 12, checkpoint=tmp_path / "c.ckpt", callbacks=[Early()])
+    assert result.interrupted
+    assert result.steps == 0
+
+
+def test_a_finished_run_has_nothing_to_resume(points, tmp_path):
+    module, result = trained(points, 4, checkpoint=tmp_path / "c.ckpt")
+    again, nothing = trained(points, 4, checkpoint=tmp_path / "c.ckpt", resume=True)
+    assert nothing.losses == result.losses
+    assert same(state(again), state(module))
+
+
 def test_nan_in_the_data_is_named_and_nothing_is_applied(tmp_path):
     module = FlowModule(make_flow(norm=True), lr=1e-2)
     loader = batches(Points(24, bad=(13, 2)), module, batch_size=8, steps=3, shuffle=False)
-    kept = {}
+    kept, handler = {}, signal.getsignal(signal.SIGINT)
 
     class Remember(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -135,6 +164,7 @@ def test_nan_in_the_data_is_named_and_nothing_is_applied(tmp_path):
     with pytest.raises(NonFiniteError, match=message):
         fit(module, loader, steps=3, checkpoint=tmp_path / "c.ckpt", device="cpu", callbacks=[Remember()])
     assert same(state(module), kept)
+    assert signal.getsignal(signal.SIGINT) is handler
     saved = read_checkpoint(tmp_path / "c.ckpt")
     assert len(saved["flowkit_training"]["losses"]) == 1
     assert all(torch.equal(saved["state_dict"][f"likelihood.flow.{name}"], value) for name, value in kept.items())
