@@ -12,7 +12,6 @@ from torch import Tensor
 from flowkit.errors import ConditionError, InputError
 from flowkit.shapes import Shape, listing
 
-
 HALF = (torch.float16, torch.bfloat16)
 
 

@@ -27,7 +27,7 @@ from .training import sizes_of
 
 CHECK_SIDE = 64  # a first look at each photograph, before any work is done
 SHEET_SIDE = 192
-LARGE_PIXELS = 30_000_000  # from here on each sample takes some ten seconds, and that is said
+LARGE_PIXELS = 30_000_000  # from here on a sample takes 20 seconds or more, and that is said
 
 
 def colorize(chosen: PhotographChoices) -> list[Path]:
@@ -116,7 +116,7 @@ def _colorize_one(
     notes = f" ({'; '.join(photograph.notes)})" if photograph.notes else ""
     out.print(f"  {path}, {image.width} x {image.height}{notes}", soft_wrap=True)
     if image.width * image.height > LARGE_PIXELS:
-        out.print("    it is large: each sample takes about ten seconds for every 20 megapixels", soft_wrap=True)
+        out.print("    it is large: each sample takes about seven seconds for every 10 megapixels", soft_wrap=True)
     suffix = path.suffix if path.suffix.lower() in WRITTEN_FORMATS else ".png"
     row = [_thumbnail(image)]
     for number, ab in enumerate(colours(flow, image, chosen.samples, chosen.temperature, seed), 1):

@@ -30,4 +30,4 @@ def random_rotation(size: int) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, device="cpu"))
     q = q * r.diagonal().sign()  # without this the distribution is that of the QR algorithm's choice of signs
     q[:, 0] *= torch.linalg.det(q).sign()
-    return q.to(device)
+    return q.contiguous().to(device)  # as a file gives it back: strides decide the last bit

@@ -115,20 +115,10 @@ class GraphBuilder:
 
     def grow(self, nodes: int) -> None:
         """That many random nodes."""
+        actions = (self.mix, self.mix, self.mix, self.conditional, self.conditional)
+        rarer = (self.split, self.merge, self.nest, self.share, self.leave)
         for _ in range(nodes):
-            self.pick(
-                (
-                    self.mix,
-                    self.mix,
-                    self.mix,
-                    self.conditional,
-                    self.conditional,
-                    self.split,
-                    self.merge,
-                    self.nest,
-                    self.leave,
-                )
-            )()
+            self.pick((*actions, *rarer))()
 
     def finish(self) -> fk.Graph:
         """Use every condition that was not, and make every open wire an output."""
@@ -313,6 +303,18 @@ class GraphBuilder:
         self.calls += [f"    {call}" for call in inner.calls]
         given = {"c0": condition} if graph.conditions else None
         return self.add(graph, *wires, given=given)
+
+    def share(self) -> None:
+        """One instance at two places, with something between them."""
+        wire = self.pick(self.live)
+        shape = wire.shape
+        if not shape:
+            return self.mix()
+        instances = [instance for instance in self.shared if instance.in_shapes == (shape,)]
+        instance = self.pick(instances) if instances else fk.LULinear(shape)
+        self.add(instance, wire)
+        self.add(fk.ElementwiseAffine, self.live[-1])
+        return self.add(instance, self.live[-1])
 
     def leave(self) -> None:
         """A wire becomes an output early: a latent at its own scale."""

@@ -39,20 +39,36 @@ class KeepLastState(pl.Callback):
         self.path, self.seconds = None if path is None else Path(path), seconds
         self.interrupted = False
         self._saved_at = 0.0
-        self._handler: Any = None
+        self._trainer: pl.Trainer | None = None
+        self._before: Any = None
+        self._listens_for_itself = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Listens to Ctrl-C, where this is the main thread."""
-        self._saved_at, self.interrupted = time.monotonic(), False
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
-        self._trainer = trainer
+    def listen(self) -> None:
+        """Takes Ctrl-C, where this is the main thread; `fit` does so before Lightning begins."""
+        if self._before is None and threading.current_thread() is threading.main_thread():
+            self.interrupted = False
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def release(self) -> None:
+        """Gives Ctrl-C back to whom it belonged."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        self._trainer.should_stop = True
+        if self._trainer is not None:
+            self._trainer.should_stop = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens to Ctrl-C from here on, and answers one that came before."""
+        self._saved_at, self._trainer = time.monotonic(), trainer
+        if self._before is None:
+            self._listens_for_itself = True
+            self.listen()
+        trainer.should_stop = trainer.should_stop or self.interrupted
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -67,19 +83,19 @@ class KeepLastState(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves the last good state where the step was refused; in other failures the last written one stands."""
-        self.release()
+        self._end()
         if isinstance(exception, NonFiniteError):
             self._save(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives Ctrl-C back."""
-        self.release()
+        self._end()
 
-    def release(self) -> None:
-        """Gives Ctrl-C back to whom it belonged."""
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+    def _end(self) -> None:
+        self._trainer = None
+        if self._listens_for_itself:
+            self._listens_for_itself = False
+            self.release()
 
     def _save(self, trainer: pl.Trainer) -> None:
         if self.path is None:

@@ -87,30 +87,31 @@ def fit(
             raise ConfigError("resume needs the checkpoint to go on from")
         check_fits(read_checkpoint(checkpoint), module, checkpoint)
     started = time.monotonic()
-    with quiet():
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=[*callbacks, keeper],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            **trainer_options,
-        )
-        module.train()
-        try:
+    keeper.listen()
+    try:
+        with quiet():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                max_steps=steps,
+                max_epochs=-1,
+                callbacks=[*callbacks, keeper],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                **trainer_options,
+            )
+            module.train()
             trainer.fit(module, batches, ckpt_path=checkpoint if resume else None, weights_only=True)
-        except SystemExit as leaving:  # Lightning's answer to a second Ctrl-C, which is the caller's to answer
-            raise KeyboardInterrupt from leaving
-        finally:
-            keeper.release()
-            module.eval()
-            module.to("cpu")
+    except SystemExit as leaving:  # Lightning's answer to a second Ctrl-C, which is the caller's to answer
+        raise KeyboardInterrupt from leaving
+    finally:
+        keeper.release()
+        module.eval()
+        module.to("cpu")
     return FitResult(
         tuple(module.losses),
         len(module.losses),

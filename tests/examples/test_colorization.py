@@ -1,13 +1,16 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from .colorization_helpers import colorization, photographs, started
 from PIL import Image
 
 import flowkit as fk
+
+from .colorization_helpers import colorization, photographs, started
 
 pytest.importorskip("lightning")
 pytest.importorskip("kornia")
@@ -174,3 +177,10 @@ def test_a_run_without_its_settings_cannot_go_on(place, tmp_path, capsys):
     (tmp_path / "run.json").write_text((place / "run" / "run.json").read_text())
     assert colorization("--resume", "--out", tmp_path, "--device", "cpu") == 2
     assert "is damaged, or is no checkpoint" in capsys.readouterr().err
+
+
+def test_the_command_is_there_without_torch():
+    code = "import sys\nfrom flowkit.cli._examples.colorization import command\n"
+    code += "print(command.name, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["command", "False"]

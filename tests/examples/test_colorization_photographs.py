@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from .colorization_helpers import colorization, photograph
 from PIL import Image
 
 import flowkit as fk
+
+from .colorization_helpers import colorization, photograph
 
 pytest.importorskip("lightning")
 pytest.importorskip("kornia")

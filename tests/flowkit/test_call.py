@@ -173,7 +173,7 @@ def test_batches_that_do_not_agree(flow):
         flow.log_prob(x(a=torch.zeros(4, 2)), given=y())
     with refused(r"the conditions do not agree on the batch: 'c' has \(4,\), 'digit' has \(5,\)", fk.ConditionError):
         flow.given(y(c=torch.zeros(4, 3)))
-    message = r"the batch of the inputs 'a' and 'b' is \(5,\), that of the conditions 'c' and 'digit' is \(4,\): they do not broadcast"
+    message = r"the batch of the inputs 'a' and 'b' is \(5,\), that of the conditions 'c' and 'digit' is \(4,\): they do not broadcast"  # noqa: E501
     with refused(message, fk.ConditionError):
         flow.log_prob(x(), given=y(c=torch.zeros(4, 3), digit=torch.zeros(4, dtype=torch.int64)))
     with refused(r"the batch of the latents .* is \(4,\), that of the conditions .* is \(5,\)", fk.ConditionError):

@@ -1,4 +1,4 @@
-"""What flow.given(y) keeps: the work of the condition once, renewed for every cause, and never in the way of gradients."""
+"""What flow.given(y) keeps: the work of the condition once, renewed for every cause, never in a gradient's way."""
 
 import pytest
 import torch

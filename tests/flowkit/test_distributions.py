@@ -142,8 +142,11 @@ def flow_with_base(base_given, **kwargs):
         ((5, 1), (5, 1), (7,)),
         ((), (), ()),
         ((), (5,), (1,)),
-    ]
-    + [((0,), (0,), (0,)), ((7, 0), (0,), ()), ((0, 5), (5,), (5,)), ((5, 0), (5, 1), ())],
+        ((0,), (0,), (0,)),
+        ((7, 0), (0,), ()),
+        ((0, 5), (5,), (5,)),
+        ((5, 0), (5, 1), ()),
+    ],
 )
 def test_a_conditional_base_sees_the_conditions_of_its_row(x_lead, c_lead, d_lead):
     flow = flow_with_base(["d", "h"])

@@ -59,7 +59,7 @@ def test_the_modes_are_restored_after_a_failure_too():
     with pytest.raises(fk.GraphError):
         output_shapes(net, [((4,), None)])
     assert [m.training for m in net.modules()] == [True, True, False]
-    with pytest.raises(KeyError), evaluating(net):
+    with pytest.raises(KeyError), evaluating(net):  # noqa: PT012
         assert not net.training
         raise KeyError
     assert [m.training for m in net.modules()] == [True, True, False]

@@ -32,8 +32,6 @@ def there_and_back(value):
         {"a": 1, "b": (1, 2)},
         {"$": 1},
         {"$repr": (1,), "more": {"$float": 2}},
-    ]
-    + [
         float("inf"),
         float("-inf"),
         torch.float64,

@@ -199,14 +199,15 @@ def log_scale_stds(flow, x, photo):
 @pytest.mark.parametrize("preset", ["demo", "small"])
 def test_float32_round_trip_with_all_weights_redrawn(preset):
     torch.set_default_dtype(torch.float32)
-    flow = redraw(colorization_cinn(preset), gain=0.5 if preset == "small" else 0.1).eval()
+    flow = redraw(colorization_cinn(preset), gain=0.8 if preset == "small" else 0.15).eval()
     x, photo = torch.randn(2, 2, 64, 64), torch.randn(2, 1, 64, 64)
     z, log_det = flow(x, given=photo)
     back, log_det_back = flow.inverse(z, given=photo)
     assert (back - x).abs().max() <= 1e-5
     torch.testing.assert_close(log_det_back, -log_det, rtol=1e-5, atol=1e-2)
-    least, most = (0.1, 0.3) if preset == "small" else (0.03, 0.4)
-    assert all(least < std < most for std in log_scale_stds(flow, x, photo))
+    stds = log_scale_stds(flow, x, photo)
+    assert 0.1 < sum(stds) / len(stds) < 0.3
+    assert min(stds) > 0.03
 
 
 def test_log_det_is_the_jacobians():

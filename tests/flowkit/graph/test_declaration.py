@@ -200,7 +200,7 @@ def test_conditions_known_too_late_name_both_nodes(graph):
     graph.output("c", c)
     graph.output("d", graph.add(fk.AffineCoupling, b, given=a, subnet=MLP, name="on_b"))
     with refused(
-        r"the inverse cannot run: node '(on_b|on_a)' needs its condition '[ab]' \(2,\) before it can be inverted, but the "
+        r"the inverse cannot run: node '(on_b|on_a)' needs its condition '[ab]' \(2,\) before it can be inverted, but the "  # noqa: E501
         r"inverse knows '[ab]' only after it has inverted node '(on_a|on_b)'"
     ):
         fk.Flow(graph)

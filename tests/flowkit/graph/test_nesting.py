@@ -146,7 +146,7 @@ def test_a_shared_instance_is_one_part_in_every_place_and_flow():
     assert flow.network.nodes["once"] is flow.network.nodes["twice"] is other.network.nodes["once"] is part
     assert len(list(flow.parameters())) == len(list(part.parameters()))
     x = torch.randn(3, 4)
-    (y, one), (_, two) = part(x), part(part(x)[0])
+    (_, one), (_, two) = part(x), part(part(x)[0])
     torch.testing.assert_close(flow(x)[1], one + two)
     torch.testing.assert_close(flow.inverse(flow(x)[0])[0], x)
     copied = copy.deepcopy(flow)

@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import torch
-from .training_helpers import make_flow
 
 import flowkit as fk
 from flowkit.training import NegativeLogLikelihood
+
+from .training_helpers import make_flow
 
 
 def test_it_is_the_mean_negative_log_likelihood():

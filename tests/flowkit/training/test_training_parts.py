@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from .training_helpers import make_flow
 
 import flowkit as fk
 from flowkit.errors import ConfigError, InputError
@@ -13,6 +12,8 @@ from flowkit.training.guard import NormStatistics, bad_data, first_bad, node_of
 from flowkit.training.layout import bare, named
 from flowkit.training.progress import duration
 from flowkit.training.run import trainer_device
+
+from .training_helpers import make_flow
 
 
 class Run:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
-from .training_helpers import Points, make_flow
 
 from flowkit.errors import ConfigError, InputError, NonFiniteError, StorageError
 from flowkit.training import FlowModule, KeepLastState, Progress, Schedule, batches, fit, read_checkpoint
 from flowkit.training._lightning import pl, quiet
+
+from .training_helpers import Points, make_flow
 
 SIGNAL_AFTER = 4
 
