@@ -119,6 +119,11 @@ def _depth_section() -> Section:
     columns = (
         Column("couplings", "affine couplings one after the other, 64 values, hidden layers 128 and 128", "d"),
         *BY_DTYPE,
+        Column("relative", "float32: the largest |error| / (1 + |x|)", ".1e"),
+        Column("typical", "float32: the largest absolute error of a row, the median over the rows", ".1e"),
+        Column(
+            "limit", "couplings in float64, values rounded to float32 between them: no float32 code is better", ".1e"
+        ),
         *(
             Column(peer, f"{peer}'s couplings, same depth, widths and log-scales: float32", ".1e")
             for peer in installed()
@@ -136,11 +141,23 @@ def _depth_row(depth: int, rows: int) -> dict[str, Any]:
     flow = redraw(chain(depth).float()).eval()
     x = torch.randn(rows, 64, dtype=torch.float32)
     row: dict[str, Any] = {"couplings": depth, **_by_dtype(flow, x, None)}
+    row |= {"relative": round_trip(flow, x).relative, **_typical_and_limit(flow, x)}
     for peer in installed():
         with quiet():
             row[peer] = round_trip(peer_chain(peer, depth).float(), x).error
     double_weights(flow)
     return row | {"weights doubled": _first_bad(flow, x)}
+
+
+@torch.no_grad()
+def _typical_and_limit(flow: fk.Flow, x: torch.Tensor) -> dict[str, float]:
+    back = flow.inverse(flow(x)[0])[0]
+    couplings, z = list(copy.deepcopy(flow).double().network.nodes.children()), x.double()
+    for coupling in couplings:
+        z = coupling(z)[0].float().double()
+    for coupling in reversed(couplings):
+        z = coupling.inverse(z)[0].float().double()
+    return {"typical": (back - x).abs().amax(1).median().item(), "limit": (z - x).abs().max().item()}
 
 
 def _first_bad(flow: fk.Flow, x: torch.Tensor) -> str:

@@ -31,7 +31,8 @@ class Bijection(nn.Module):
        numbers come from torch's generator alone.
     5. Promises are the class attributes below; the conformance kit checks each one.
     6. `@fk.register("prefix.name", examples=...)` makes it writable to files and tests it:
-       `flowkit.testing.check_bijection`, or `flowkit check prefix.name`.
+       `flowkit.testing.check_bijection`, or `flowkit check prefix.name`. Where the data or conditions are not any numbers,
+       `example_inputs(self, rows)` and `example_conditions(self, rows)` draw some that are right.
 
     Attributes: `in_shapes`, `out_shapes`, `condition_shapes`, tuples of event shapes without the batch.
     """

@@ -143,7 +143,7 @@ def log_det_error(bijection: Any, x: Data, given: Data | None = None) -> LogDetE
     for ours, true in ((log_det, matrix), (log_det_back, matrix_back)):
         references.append(torch.linalg.slogdet(true).logabsdet)
         errors.append(_worst([(ours.double() - references[-1]).abs() / (1 + references[-1].abs())]))
-    return LogDetError(errors[0], errors[1], references[0], torch.linalg.svdvals(matrix))
+    return LogDetError(errors[0], errors[1], references[0], _singular_values(matrix))
 
 
 def jacobian(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
@@ -159,7 +159,7 @@ def jacobian(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
 
 
 def singular_values(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
-    """The singular values of the Jacobian of every row, largest first, `(B, D)` in float64.
+    """The singular values of the Jacobian of every row, largest first, `(B, D)` in float64; NaN where it is not finite.
 
     The largest says how much the map stretches a perturbation of the data, 1 / the smallest how much its inverse
     stretches one of the latent: what a rounding error grows by at worst. Arguments as in `log_det_error`.
@@ -168,7 +168,7 @@ def singular_values(bijection: Any, x: Data, given: Data | None = None) -> Tenso
     >>> singular_values(fk.FixedRotation((3,)), torch.randn(1, 3)).round(decimals=6).tolist()
     [[1.0, 1.0, 1.0]]
     """
-    return torch.linalg.svdvals(jacobian(bijection, x, given))
+    return _singular_values(jacobian(bijection, x, given))
 
 
 def condition_number(bijection: Any, x: Data, given: Data | None = None) -> Tensor:
@@ -340,6 +340,12 @@ def _gradients(columns: Tensor, leaves: tuple[Tensor, ...], start: int) -> Tenso
         return torch.cat([g.reshape(*g.shape[:2], -1) if g.dim() > 2 else g[..., None] for g in found], 2)
     except RuntimeError:  # an operation without a batching rule, or one that looks at its values
         return torch.stack([_joined(torch.autograd.grad(column, leaves, **options)) for column in picked])
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    """NaN for a matrix that is not finite, of which LAPACK would refuse the whole batch."""
+    finite = matrix.isfinite().flatten(1).all(1)[:, None]
+    return torch.where(finite, torch.linalg.svdvals(torch.where(finite[..., None], matrix, 0.0)), torch.nan)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

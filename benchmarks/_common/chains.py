@@ -18,11 +18,17 @@ REDRAWN = (
 
 
 def chain(depth: int, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> fk.Flow:
-    """`depth` one-sided affine couplings, the active half alternating; the identity at the start."""
+    """`depth` one-sided affine couplings, the active half alternating; the identity at the start.
+
+    The hidden layers are bounded (tanh). With ReLU the log-scales grow with the data, and the data with the log-scales:
+    at depth 256 some rows of random networks overflow even float64, in every toolkit.
+    """
     graph = fk.Graph()
     x = graph.input("x", (dim,))
     for i in range(depth):
-        x = graph.add(fk.AffineCoupling, x, subnet=fk.MLP(hidden=hidden), active=("second", "first")[i % 2])
+        x = graph.add(
+            fk.AffineCoupling, x, subnet=fk.MLP(hidden=hidden, activation="tanh"), active=("second", "first")[i % 2]
+        )
     graph.output("z", x)
     return fk.Flow(graph)
 
@@ -33,8 +39,9 @@ def redraw(
 ) -> fk.Flow:
     """Draw the weights of all couplings anew, so that the log-scales of each have this standard deviation.
 
-    Hidden layers from N(0, 2 / fan-in), biases from N(0, 0.01); the last layer of every subnet from N(0, 1 / fan-in),
-    then scaled until the coupling's log-scales have the deviation asked for, on the data as it arrives there.
+    All weights and biases are drawn as torch draws those of a new layer, U(-b, b) with b = 1 / sqrt(fan-in); then the
+    last layer of every subnet is scaled until the coupling's log-scales have the deviation asked for, on the data as it
+    arrives there.
 
     Args:
         flow: changed in place, and returned.
@@ -51,7 +58,7 @@ def redraw(
             for _ in range(3):  # the clamp is not linear: the second time is close, the third exact to a few digits
                 factor = deviation / part.log_scales(*taken, *conditions).std()
                 for layer in last:
-                    layer.weight.mul_(factor)
+                    scale_layer(layer, factor)
         return as_tuple(part(*taken, *conditions)[0])
 
     flow.network.walk(visit, [x], [] if given is None else [given])
@@ -63,13 +70,18 @@ def _layers(subnet: nn.Module) -> list[nn.Module]:
 
 
 def draw_layers(layers: list[nn.Module]) -> nn.Module:
-    """New weights for the layers of one subnet, in order; returns the last."""
+    """New weights and biases for the layers of one subnet, uniform as torch draws them; returns the last."""
     for layer in layers:
-        final = layer is layers[-1]
-        fan_in = layer.weight[0].numel()
-        layer.weight.normal_(0, math.sqrt((1 if final else 2) / fan_in))
-        layer.bias.zero_() if final else layer.bias.normal_(0, 0.1)
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        layer.weight.uniform_(-bound, bound)
+        layer.bias.uniform_(-bound, bound)
     return layers[-1]
+
+
+def scale_layer(layer: nn.Module, factor: Tensor) -> None:
+    """Multiply a layer's weights and biases, and thereby what it gives."""
+    layer.weight.mul_(factor)
+    layer.bias.mul_(factor)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import flowkit as fk
 
-from .chains import DEVIATION, DIM, HIDDEN, draw_layers
+from .chains import DEVIATION, DIM, HIDDEN, draw_layers, scale_layer
 
 
 class FreiaOp(fk.Bijection):
@@ -84,7 +84,7 @@ class Net(nn.Sequential):
 def mlp(c_in: int, c_out: int, hidden: tuple[int, ...] = HIDDEN) -> Net:
     """A plain MLP."""
     widths = (c_in, *hidden)
-    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
     return Net(*layers, nn.Linear(widths[-1], c_out))
 
 
@@ -106,7 +106,7 @@ def peer_chain(peer: str, depth: int, deviation: float = DEVIATION, rows: int = 
         last = draw_layers([m for m in net if isinstance(m, nn.Linear)])
         half = [x[:, : DIM // 2], x[:, DIM // 2 :]][0 if peer == "FrEIA" else i % 2]
         for _ in range(3):
-            last.weight.mul_(deviation / log_scale(net(half)).std())
+            scale_layer(last, deviation / log_scale(net(half)).std())
         x, _ = coupling(x)
         parts.append(coupling)
         if peer == "FrEIA":

@@ -17,7 +17,7 @@ from flowkit.graph.graph import Graph
 from flowkit.graph.parts import Wire, describe
 from flowkit.graph.schedule import Step, make_schedule
 from flowkit.memory import plain_from
-from flowkit.registry import register
+from flowkit.registry import Example, register
 from flowkit.shapes import Shape, as_shape, as_shapes
 
 Values = dict[int, Tensor]
@@ -47,7 +47,19 @@ class Nodes(nn.Module):
         return self._modules.items()
 
 
-@register("flowkit.network")
+def _examples() -> list[Example]:
+    from flowkit.bijections import AffineCoupling, Split
+    from flowkit.subnets import MLP
+
+    graph, mlp = Graph(), MLP(hidden=5, activation="silu")
+    c, x = graph.condition("c", (2,)), graph.input("x", (4,))
+    left, right = graph.add(Split, graph.add(AffineCoupling, x, given=c, subnet=mlp))
+    graph.output("left", left)
+    graph.output("right", graph.add(AffineCoupling, right, given=[left, c], subnet=mlp))
+    return [Example(graph=graph)]
+
+
+@register("flowkit.network", examples=_examples)
 class InvertibleNetwork(Bijection):
     """A built graph. It is itself a bijection, so graphs nest.
 

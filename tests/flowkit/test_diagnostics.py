@@ -206,3 +206,15 @@ def test_timings_take_turns():
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 4, "b": 4}
     # warm-up and one estimate each, then every second turn the other way round
     assert "".join(calls) == "aabb" + "abba" * 2
+
+
+def test_singular_values_of_what_is_not_finite():
+    """One bad row does not take the others with it."""
+    x = torch.tensor([[1.0, 2.0], [800.0, 0.0]])
+
+    class Exp(fk.Bijection):
+        def forward(self, x):
+            return x.exp(), x.sum(1)
+
+    values = diagnostics.singular_values(Exp((2,)), x)
+    torch.testing.assert_close(values, torch.stack([x[0].exp().flip(0), torch.full((2,), math.nan)]), equal_nan=True)
