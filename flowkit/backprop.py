@@ -1,15 +1,15 @@
 """Memory-frugal gradients: a backward pass that recomputes each block's input from its output, for any graph.
 
-Every data wire x travels with a *carrier*, a tensor of x's shape that holds no memory. The gradient of the carrier is, by
-definition, the value of x. In backward the autograd engine itself then hands each block the value of its output, and
-takes from it the value of its input:
+Every data wire x travels with a *carrier*, a tensor of x's shape that holds no memory. The gradient of the carrier
+is, by definition, the value of x. In backward the autograd engine itself then hands each block the value of its
+output, and takes from it the value of its input:
 
     block forward   (x, carrier of x, log_det, conditions, parameters)  ->  (y, carrier of y, log_det + own)
     block backward  (grad y, value of y, grad log_det)  ->  (grad x, value of x, grad log_det, grads of the rest)
 
-A *joint anchor* over all outputs saves their values once and sends them back. A *snapshot* is an anchor in mid-chain: it
-sends back the value that it saved rather than the one that arrives, and their distance is the drift. Nothing else is
-kept: memory does not grow with depth but for the snapshots.
+A *joint anchor* over all outputs saves their values once and sends them back. A *snapshot* is an anchor in
+mid-chain: it sends back the value that it saved rather than the one that arrives, and their distance is the drift.
+Nothing else is kept: memory does not grow with depth but for the snapshots.
 
 | mode | what is kept | recomputed |
 | --- | --- | --- |
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import BackpropError, ConfigError, DriftWarning
+from flowkit.replay import Replay
 
 MODES = ("plain", "checkpoint", "reverse", "auto")
 DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
@@ -49,8 +50,8 @@ def report_drift(drift: Tensor) -> None:
     worst = float(drift)
     if worst > DRIFT_LIMIT:
         warnings.warn(
-            f"reverse mode: inverted values drifted by {worst:.1e} from their snapshots (limit {DRIFT_LIMIT:g}): take snapshots "
-            "more often, find the ill-conditioned node with flow.trace, or use backprop='checkpoint'",
+            f"reverse mode: inverted values drifted by {worst:.1e} from their snapshots (limit {DRIFT_LIMIT:g}): "
+            "take snapshots more often, find the ill-conditioned node with flow.trace, or use backprop='checkpoint'",
             DriftWarning,
             stacklevel=2,
         )
@@ -87,7 +88,9 @@ class Pass:
         self.log_det = like.new_zeros(like.shape[0], dtype=dtype)
         self.blocks = 0
 
-    def step(self, part: Bijection, inputs: Sequence[Tensor], carriers: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def step(
+        self, part: Bijection, inputs: Sequence[Tensor], carriers: Sequence[Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One bijection: its outputs and their carriers."""
         if part.views:
             outputs = as_tuple(part(*inputs)[0])
@@ -102,7 +105,9 @@ class Pass:
             outputs, carriers = self.anchor(outputs, carriers, self.drift)
         return tuple(outputs), tuple(carriers)
 
-    def anchor(self, values: Sequence[Tensor], carriers: Sequence[Tensor], drift: Tensor | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def anchor(
+        self, values: Sequence[Tensor], carriers: Sequence[Tensor], drift: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Save these values, and send them back to their carriers in backward."""
         count = len(values)
         result = _Anchor.apply(count, drift, *values, *carriers, self.log_det)
@@ -130,7 +135,7 @@ class _Step(torch.autograd.Function):
         conditions = rest[: len(part.condition_shapes)]
         ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
         simulated = torch.compiler.is_compiling() or inputs[0].is_meta
-        ctx.replay = None if simulated else _Replay(part, inputs[0])
+        ctx.replay = None if simulated else Replay(part, inputs[0])
         outputs, own = _in_chunks(part, inputs, conditions, chunk)
         if ctx.replay is not None:
             ctx.replay.ran()
@@ -143,7 +148,9 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():
-            raise BackpropError("a second derivative cannot be taken through backprop='reverse' or 'checkpoint': use 'plain'")
+            raise BackpropError(
+                "a second derivative cannot be taken through backprop='reverse' or 'checkpoint': use 'plain'"
+            )
         part, count = ctx.part, ctx.count
         many = (len(grads) - 1) // 2
         kept = ctx.saved_tensors[:count] if ctx.keep else None
@@ -193,7 +200,11 @@ class _Anchor(torch.autograd.Function):
         ctx.count, ctx.drift = count, drift
         values = tensors[:count]
         ctx.save_for_backward(*values)
-        return (*[v.view_as(v) for v in values], *[carrier(v) for v in values], tensors[2 * count].view_as(tensors[2 * count]))
+        return (
+            *[v.view_as(v) for v in values],
+            *[carrier(v) for v in values],
+            tensors[2 * count].view_as(tensors[2 * count]),
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -210,7 +221,16 @@ class _Anchor(torch.autograd.Function):
 # ---------------------------------------------------------------------- undoing one block
 
 
-def _undo(part: Any, kept: Any, values: Any, conditions: Any, need: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor) -> tuple:
+def _undo(
+    part: Any,
+    kept: Any,
+    values: Any,
+    conditions: Any,
+    need: Any,
+    parameters: Any,
+    grad_outputs: Any,
+    grad_log_det: Tensor,
+) -> tuple:
     """From a block's outputs (or its kept inputs) and their gradients: its inputs, and the gradients of all it took."""
     if torch.compiler.is_compiling():
         return _undo_functionally(part, kept, values, conditions, parameters, grad_outputs, grad_log_det)
@@ -238,7 +258,9 @@ def _inverse(part: Any, values: Any, conditions: Any) -> tuple[Tensor, ...]:
         return as_tuple(part.inverse(*values, *conditions)[0])
 
 
-def _undo_functionally(part: Any, kept: Any, values: Any, conditions: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor) -> tuple:
+def _undo_functionally(
+    part: Any, kept: Any, values: Any, conditions: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor
+) -> tuple:
     # torch.autograd.grad cannot be traced by torch.compile; torch.func.vjp can.
     inputs = tuple(kept) if kept is not None else _inverse(part, values, conditions)
     names = [name for name, p in part.named_parameters() if p.requires_grad]
@@ -251,12 +273,24 @@ def _undo_functionally(part: Any, kept: Any, values: Any, conditions: Any, param
 
     functional: Any = torch.func.vjp(run, *inputs, *conditions, *parameters)
     outputs, vjp = functional
-    cotangents = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs, (*grad_outputs, grad_log_det), strict=True)]
+    cotangents = [
+        torch.zeros_like(y) if g is None else g for y, g in zip(outputs, (*grad_outputs, grad_log_det), strict=True)
+    ]
     grads = vjp(tuple(cotangents))
     return inputs, grads[:count], list(grads[count : count + given]), list(grads[count + given :])
 
 
-def _undo_in_chunks(part: Any, kept: Any, values: Any, conditions: Any, need: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor, chunk: int | None) -> tuple:
+def _undo_in_chunks(
+    part: Any,
+    kept: Any,
+    values: Any,
+    conditions: Any,
+    need: Any,
+    parameters: Any,
+    grad_outputs: Any,
+    grad_log_det: Tensor,
+    chunk: int | None,
+) -> tuple:
     rows = grad_log_det.shape[0]
     if chunk is None or chunk >= rows:
         return _undo(part, kept, values, conditions, need, parameters, grad_outputs, grad_log_det)
@@ -264,7 +298,10 @@ def _undo_in_chunks(part: Any, kept: Any, values: Any, conditions: Any, need: An
     total: list[Tensor | None] = []
     for start in range(0, rows, chunk):
         cut = slice(start, start + chunk)
-        pieces = [None if ts is None else [None if t is None else t[cut] for t in ts] for ts in (kept, values, conditions, grad_outputs)]
+        pieces = [
+            None if ts is None else [None if t is None else t[cut] for t in ts]
+            for ts in (kept, values, conditions, grad_outputs)
+        ]
         inputs, grad_inputs, grad_conditions, grads = _undo(
             part, pieces[0], pieces[1], pieces[2], need, parameters, pieces[3], grad_log_det[cut]
         )
@@ -274,7 +311,9 @@ def _undo_in_chunks(part: Any, kept: Any, values: Any, conditions: Any, need: An
     return joined[0], joined[1], joined[2], total
 
 
-def _in_chunks(part: Any, inputs: Sequence[Tensor], conditions: Sequence[Tensor], chunk: int | None) -> tuple[tuple[Tensor, ...], Tensor]:
+def _in_chunks(
+    part: Any, inputs: Sequence[Tensor], conditions: Sequence[Tensor], chunk: int | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
     rows = inputs[0].shape[0]
     if chunk is None or chunk >= rows:
         out, log_det = part(*inputs, *conditions)
@@ -297,71 +336,12 @@ def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-# ---------------------------------------------------------------------- seeing again what the forward saw
-
-
-class _Replay:
-    """The random state, buffers and autocast that a block's forward saw, for its second run in backward.
-
-    Random state and buffers are kept only where the forward changed them (dropout, batch normalisation, spectral norm);
-    after the second run both are as if it had not happened.
-    """
-
-    def __init__(self, part: nn.Module, like: Tensor):
-        self.part, self.device = part, like.device
-        watch = part.training or getattr(part, "stochastic", False)
-        self._random = _random_state(like.device) if watch else None
-        self._buffers = [(b, b.clone()) for b in part.buffers()] if watch else []
-        kind = like.device.type
-        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled())
-
-    def ran(self) -> None:
-        """Called after the forward: forget what it did not change."""
-        if self._random is not None and all(torch.equal(a, b) for a, b in zip(self._random, _random_state(self.device), strict=True)):
-            self._random = None
-        # Values are compared, for batch normalisation writes without a new version; on a GPU that would wait for it.
-        if self.device.type == "cpu":
-            self._buffers = [(now, before) for now, before in self._buffers if not torch.equal(now, before)]
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Within it the block sees what it saw."""
-        kind, dtype, enabled, cache = self._autocast
-        now_random = _random_state(self.device) if self._random is not None else None
-        now_buffers = [(buffer, buffer.clone()) for buffer, _ in self._buffers]
-        try:
-            if self._random is not None:
-                _set_random_state(self.device, self._random)
-            for buffer, before in self._buffers:
-                buffer.data.copy_(before)
-            if enabled:
-                with torch.autocast(kind, dtype=dtype, cache_enabled=cache):
-                    yield
-            else:
-                yield
-        finally:
-            if now_random is not None:
-                _set_random_state(self.device, now_random)
-            for buffer, now in now_buffers:
-                buffer.data.copy_(now)
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def _set_random_state(device: torch.device, state: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
 def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:
     for parameter in parameters:
         if type(parameter.data).__name__ == "DTensor":
             raise BackpropError(
-                f"{type(part).__name__} holds sharded parameters, whose gradients would be lost: shard the whole bijection "
+                f"{type(part).__name__} holds sharded parameters, whose gradients would be lost: shard the whole "
+                "bijection "
                 "(its own forward gathers them), or use backprop='plain'"
             )
 
@@ -381,4 +361,6 @@ def check_options(mode: str, snapshots: int, chunk: int | None, budget: int | No
     if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 0:
         raise ConfigError(f"snapshots, a snapshot every so many blocks, must be an int of 0 or more, got {snapshots!r}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ConfigError(f"chunk, the rows that a block takes at a time, must be None or an int of 1 or more, got {chunk!r}")
+        raise ConfigError(
+            f"chunk, the rows that a block takes at a time, must be None or an int of 1 or more, got {chunk!r}"
+        )

@@ -31,8 +31,8 @@ class Bijection(nn.Module):
        numbers come from torch's generator alone.
     5. Promises are the class attributes below; the conformance kit checks each one.
     6. `@fk.register("prefix.name", examples=...)` makes it writable to files and tests it:
-       `flowkit.testing.check_bijection`, or `flowkit check prefix.name`. Where the data or conditions are not any numbers,
-       `example_inputs(self, rows)` and `example_conditions(self, rows)` draw some that are right.
+       `flowkit.testing.check_bijection`, or `flowkit check prefix.name`. Where the data or conditions are not any
+       numbers, `example_inputs(self, rows)` and `example_conditions(self, rows)` draw some that are right.
 
     Attributes: `in_shapes`, `out_shapes`, `condition_shapes`, tuples of event shapes without the batch.
     """
@@ -54,7 +54,8 @@ class Bijection(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:  # reverse mode enters by forward(..., carriers=...); an author's own never sees it
+        # Reverse mode enters by forward(..., carriers=...); an author's own forward never sees it.
+        if "forward" in cls.__dict__:
             cls.forward = _with_carriers(cls.__dict__["forward"])  # type: ignore[method-assign]
 
     def __init__(self, *in_shapes: int | Sequence[int], given: int | Sequence = ()):
@@ -97,8 +98,8 @@ class Bijection(nn.Module):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]] | None:
         """Reverse mode's step, fused: `(inputs, their gradients, the gradients of wanted)`; None for the default.
 
-        The default inverts without gradients, then runs `forward` with them: 5/3 of a plain step's work where sharing the
-        subnet's run needs 4/3. `wanted` are those conditions and parameters that require gradients.
+        The default inverts without gradients, then runs `forward` with them: 5/3 of a plain step's work where
+        sharing the subnet's run needs 4/3. `wanted` are those conditions and parameters that require gradients.
         """
         return None
 

@@ -122,7 +122,9 @@ def _by_name(values: Any, shapes: Mapping[str, Shape], what: str, error: type[In
         if values is None:
             raise error(f"the {what}s {_wanted(shapes)} are needed, none was given")
         if len(shapes) != 1:
-            wanted = f"needs the {what}s {_wanted(shapes)}: pass a dictionary by name" if shapes else f"takes no {what}s"
+            wanted = (
+                f"needs the {what}s {_wanted(shapes)}: pass a dictionary by name" if shapes else f"takes no {what}s"
+            )
             raise error(f"the flow {wanted}, got {type(values).__name__}")
         return {next(iter(shapes)): values}
     missing, unknown = [n for n in shapes if n not in values], [n for n in values if n not in shapes]
@@ -139,12 +141,17 @@ def _check_dtype(
     dtype, wanted = tensor.dtype, reference.dtype
     if integer is not None:
         if dtype.is_floating_point or dtype.is_complex or (dtype == torch.bool) != (integer == torch.bool):
-            raise error(f"{what} '{name}' must be of {'booleans' if integer == torch.bool else 'integers'} ({integer}), got {dtype}")
+            raise error(
+                f"{what} '{name}' must be of {'booleans' if integer == torch.bool else 'integers'} ({integer}), "
+                f"got {dtype}"
+            )
         return
     if dtype == wanted and (what == "condition" or dtype not in HALF):
         return
     if not dtype.is_floating_point:
-        hint = f"; labels are declared by graph.condition('{name}', ..., dtype=torch.int64)" if what == "condition" else ""
+        hint = (
+            f"; labels are declared by graph.condition('{name}', ..., dtype=torch.int64)" if what == "condition" else ""
+        )
         raise error(f"{what} '{name}' must be {wanted}, got {dtype}: convert it first{hint}")
     if dtype in HALF:
         wanted = torch.float32 if wanted in HALF else wanted
@@ -152,9 +159,13 @@ def _check_dtype(
         if what == "condition" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return
         raise error(
-            f"{what} '{name}' must be {wanted}, got {dtype}: pass it as {wanted} and leave half precision to torch.autocast"
+            f"{what} '{name}' must be {wanted}, got {dtype}: pass it as {wanted} and leave half precision to "
+            "torch.autocast"
         )
-    raise error(f"{what} '{name}' must be {wanted} as the flow is, got {dtype}: convert one of the two, x.to(dtype) or flow.to(dtype)")
+    raise error(
+        f"{what} '{name}' must be {wanted} as the flow is, got {dtype}: convert one of the two, x.to(dtype) or "
+        "flow.to(dtype)"
+    )
 
 
 def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:
@@ -173,4 +184,6 @@ def _wanted(shapes: Mapping[str, Shape]) -> str:
 
 
 def _leads(named: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> str:
-    return ", ".join(f"'{name}' has {tuple(named[name].shape[: named[name].dim() - len(s)])}" for name, s in shapes.items())
+    return ", ".join(
+        f"'{name}' has {tuple(named[name].shape[: named[name].dim() - len(s)])}" for name, s in shapes.items()
+    )

@@ -14,17 +14,19 @@ from flowkit.errors import ConfigError
 from flowkit.graph.network import InvertibleNetwork
 
 F = TypeVar("F", bound=nn.Module)
-# Where a block keeps what is called in its place: nn.Module's own attribute for forward, the method's name for the rest.
+# Where a block keeps what is called in its place: nn.Module's own attribute for forward, the method's name for the
+# rest.
 ATTRIBUTES = {"forward": "_compiled_call_impl", "inverse": "inverse", "inverse_only": "inverse_only"}
 
 
 def compile(flow: F, **options: Any) -> F:  # the public name is fk.compile, as torch's is torch.compile
     """Compile a flow, in place, in both directions; the same flow is returned.
 
-    Each block is compiled by itself, and blocks that are alike share one artifact: compile time does not grow with depth,
-    and memory-frugal gradients keep their memory (compiled as a whole, the recomputation would be merged with the forward,
-    and its values kept). The batch dimension is dynamic: batch sizes of two or more do not compile again. State names,
-    saving and copying are as before; a copy is not compiled. Blocks that are declared `adaptive` are left as they are.
+    Each block is compiled by itself, and blocks that are alike share one artifact: compile time does not grow with
+    depth, and memory-frugal gradients keep their memory (compiled as a whole, the recomputation would be merged with
+    the forward, and its values kept). The batch dimension is dynamic: batch sizes of two or more do not compile again.
+    State names, saving and copying are as before; a copy is not compiled. Blocks that are declared `adaptive` are
+    left as they are.
 
     Args:
         flow: a `Flow`, or a `Bijection`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ class FlowDistribution(Distribution):
     What depends on y alone (feature nets, the conditions' part of every block) is computed at the first use, without
     gradients, and kept. It is renewed when a parameter's or buffer's identity, storage or version changes, y's, or the
     train / eval mode or autocast, and after a fused optimiser's step. Writes through `.data` cannot be seen: call
-    `refresh()` after them. Where gradients are
-    wanted (grad enabled, and a parameter or y requires them) nothing kept is used, so training through it is right.
+    `refresh()` after them. Where gradients are wanted (grad enabled, and a parameter or y requires them) nothing kept
+    is used, so training through it is right.
 
     With several data inputs, x is a dictionary by name, and `event_shape` is `(D,)`.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, flow: Flow, conditions: Batch, batch_shape: torch.Size | None = None):
@@ -75,7 +75,9 @@ class FlowDistribution(Distribution):
         except RuntimeError:
             reached = None
         if reached != shape:
-            raise InputError(f"a distribution of batch shape {tuple(self.batch_shape)} cannot be expanded to {tuple(shape)}")
+            raise InputError(
+                f"a distribution of batch shape {tuple(self.batch_shape)} cannot be expanded to {tuple(shape)}"
+            )
         expanded = FlowDistribution(self.flow, self._conditions, shape)
         expanded._cache = self._cache
         return expanded
@@ -86,7 +88,8 @@ class FlowDistribution(Distribution):
 
     def __repr__(self) -> str:
         names = ", ".join(self._conditions.tensors) or "nothing"
-        return f"FlowDistribution(given {names}, batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"FlowDistribution(given {names}, {shapes})"
 
     def _draw(self, sample_shape: Sequence[int], temperature: float, with_log_prob: bool) -> tuple[Data, Tensor | None]:
         # Drawn at the batch that `expand` may have made larger; the condition's work stays at y's own rows.

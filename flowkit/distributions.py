@@ -1,4 +1,4 @@
-"""Base distributions: what the latent is distributed as. Modules, so that they are trained, moved and saved with the flow."""
+"""Base distributions: what the latent is distributed as. Modules, so trained, moved and saved with the flow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Base(nn.Module):
     """A distribution of the flat latent z `(..., D)`, conditional or not.
 
-    Implementing one: `log_prob` and `sample` below; `condition_shapes` where it is conditional, which the flow fills from
-    the wires that `fk.Flow(graph, base=..., base_given=...)` names. Temperature scales z about the base's location;
-    log-probabilities are always those of the untempered distribution.
+    Implementing one: `log_prob` and `sample` below; `condition_shapes` where it is conditional, which the flow fills
+    from the wires that `fk.Flow(graph, base=..., base_given=...)` names. Temperature scales z about the base's
+    location; log-probabilities are always those of the untempered distribution.
 
     Args:
         dim: D.
@@ -98,7 +98,9 @@ class DiagonalNormal(Base):
     def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
         super().__init__(dim, given)
         if any(len(shape) != 1 for shape in self.condition_shapes):
-            raise ShapeError(f"DiagonalNormal takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()")
+            raise ShapeError(
+                f"DiagonalNormal takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()"
+            )
         if self.condition_shapes:
             width = sum(shape[0] for shape in self.condition_shapes)
             self.net = build_subnet(subnet if subnet is not None else MLP(), (width,), (), 2 * dim)
@@ -128,4 +130,3 @@ class DiagonalNormal(Base):
         loc, log_scale = self._moments(conditions)
         noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
         return loc + log_scale.exp() * noise * temperature
-

@@ -37,12 +37,14 @@ def output_shapes(net: nn.Module, inputs: Sequence[InputSpec]) -> dict[str | int
             try:
                 out = _run_on_zeros(net, inputs)
             except Exception as on_zeros:
-                if any(p.is_meta for p in net.parameters()):
-                    on_zeros = on_meta
-                raise GraphError(f"its dry run failed with {type(on_zeros).__name__}: {on_zeros}") from on_zeros
+                cause = on_meta if any(p.is_meta for p in net.parameters()) else on_zeros
+                raise GraphError(f"its dry run failed with {type(cause).__name__}: {cause}") from cause
     named = named_outputs(out)
     if not named or (isinstance(out, dict) and not all(isinstance(key, str) for key in named)):
-        raise GraphError(f"it must return a tensor, several, or a dictionary of them by name, got {out if not named else list(out)!r}")
+        raise GraphError(
+            "it must return a tensor, several, or a dictionary of them by name, got "
+            f"{out if not named else list(out)!r}"
+        )
     return {key: _event_shape(value) for key, value in named.items()}
 
 
@@ -59,7 +61,9 @@ def _event_shape(value: Any) -> Shape:
     if not isinstance(value, Tensor):
         raise GraphError(f"it must return tensors, got {type(value).__name__}")
     if value.dim() < 1 or value.shape[0] != ROWS:
-        raise GraphError(f"it must keep the batch dimension in front, {ROWS} rows gave a tensor of shape {tuple(value.shape)}")
+        raise GraphError(
+            f"it must keep the batch dimension in front, {ROWS} rows gave a tensor of shape {tuple(value.shape)}"
+        )
     return tuple(value.shape[1:])
 
 
@@ -77,7 +81,8 @@ def _run_on_meta(net: nn.Module, inputs: Sequence[InputSpec]) -> Any:
 def _run_on_zeros(net: nn.Module, inputs: Sequence[InputSpec]) -> Any:
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     arguments = [
-        torch.zeros(ROWS, *shape, dtype=dtype if dtype is not None else like.dtype, device=like.device) for shape, dtype in inputs
+        torch.zeros(ROWS, *shape, dtype=dtype if dtype is not None else like.dtype, device=like.device)
+        for shape, dtype in inputs
     ]
     with torch.no_grad():
         return net(*arguments)

@@ -13,7 +13,16 @@ from flowkit.errors import FlowkitError, StorageError
 from flowkit.registry import Unwritable, arguments_of, lookup, name_of
 
 # How values that JSON lacks are marked: one key each, alone in its dictionary but for args and kwargs.
-INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT = "$", "$same", "$named", "$graph", "$dtype", "$float", "$dict", "$repr"
+INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT = (
+    "$",
+    "$same",
+    "$named",
+    "$graph",
+    "$dtype",
+    "$float",
+    "$dict",
+    "$repr",
+)
 MARKS = (INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT)
 
 
@@ -148,5 +157,3 @@ def value_to_graph_dict(graph: Any, encoder: Encoder, where: str) -> dict[str, A
     from flowkit.graph.files import write_graph
 
     return write_graph(graph, encoder, f"{where}: ")
-
-

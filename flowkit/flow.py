@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.assembly import find_base_wires, graph_of, make_base
 from flowkit.backprop import check_options
 from flowkit.bijection import Bijection, Prepared, as_tuple
 from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, sizes_of, to_rows
 from flowkit.conditional import FlowDistribution
-from flowkit.distributions import StandardNormal
-from flowkit.errors import ConditionError, ConfigError, GraphError, InputError, ShapeError
+from flowkit.errors import InputError
 from flowkit.graph import Graph, InvertibleNetwork, Wire
-from flowkit.shapes import Shape, listing, numel
+from flowkit.shapes import Shape, numel
 from flowkit.trace import Trace, check_finite, initialize, trace
 
 Data = Tensor | dict[str, Tensor]
@@ -25,10 +25,11 @@ Given = Tensor | Mapping[str, Tensor] | None
 class Flow(nn.Module):
     """A density q(x | y) = p(f(x; y)) |det df/dx|, from a graph of bijections f and a base distribution p.
 
-    Every method takes any number of leading batch dimensions, and conditions broadcast against the data's. x is a tensor
-    `(..., *shape)` of the one data input, or a dictionary by name where there are several; `given` likewise for conditions.
-    z is one flat tensor `(..., D)`, whatever the number of outputs: `latents` maps each output's name to its slice and
-    shape.
+    Every method takes any number of leading batch dimensions, and conditions broadcast against the data's. x is a
+    tensor
+    `(..., *shape)` of the one data input, or a dictionary by name where there are several; `given` likewise for
+    conditions. z is one flat tensor `(..., D)`, whatever the number of outputs: `latents` maps each output's name to
+    its slice and shape.
 
     forward: z = f(x; y), log-det log|det df/dx|. inverse: x = f^-1(z; y), log-det log|det df^-1/dz|, `(...)`.
 
@@ -41,7 +42,8 @@ class Flow(nn.Module):
         base_given: the conditions of a conditional base: condition wires of the graph, features among them, or names.
         backprop: `"plain"`; `"reverse"`, whose memory does not grow with depth but for the snapshots; `"checkpoint"`;
             `"auto"`, reverse with as many plain blocks as the budget allows.
-        snapshots: in reverse mode, keep the value after every so many blocks; 0 for none (then float32 drifts with depth).
+        snapshots: in reverse mode, keep the value after every so many blocks; 0 for none (then float32 drifts with
+            depth).
         chunk: in reverse mode and checkpoint, the rows that a block takes at a time; None for all.
         budget: for `"auto"`, the bytes that a forward and backward pass may hold, gradients included.
 
@@ -56,7 +58,8 @@ class Flow(nn.Module):
     >>> y, x = graph.condition("y", (3,)), graph.input("x", (2,))
     >>> graph.output("z", graph.add(fk.AffineCoupling, x, given=y))
     >>> flow = fk.Flow(graph)
-    >>> flow.log_prob(torch.zeros(5, 2), given=torch.zeros(5, 3)).shape, flow.sample((7,), given=torch.zeros(5, 3)).shape
+    >>> given = torch.zeros(5, 3)
+    >>> flow.log_prob(torch.zeros(5, 2), given=given).shape, flow.sample((7,), given=given).shape
     (torch.Size([5]), torch.Size([7, 5, 2]))
     """
 
@@ -71,8 +74,8 @@ class Flow(nn.Module):
         budget: int | None = None,
     ):
         super().__init__()
-        graph = network if isinstance(network, Graph) else _graph_of(network)
-        wires = _base_wires(graph, base_given)
+        graph = network if isinstance(network, Graph) else graph_of(network)
+        wires = find_base_wires(graph, base_given)
         if isinstance(network, InvertibleNetwork):
             self.network = network
         else:
@@ -90,7 +93,7 @@ class Flow(nn.Module):
         for name, shape in self._latent_shapes.items():
             self.latents[name] = (slice(self.dim, self.dim + numel(shape)), shape)
             self.dim += numel(shape)
-        self.base: Any = _make_base(base, self.dim, self._base_shapes)
+        self.base: Any = make_base(base, self.dim, self._base_shapes)
         check_options(backprop, snapshots, chunk, budget)
         self.network.backprop, self.network.snapshots = backprop, snapshots
         self.network.chunk, self.network.budget = chunk, budget
@@ -123,7 +126,7 @@ class Flow(nn.Module):
         return self._sample(lead, conditions, None, temperature, with_log_prob=False)[0]
 
     def given(self, given: Given = None) -> FlowDistribution:
-        """The distribution q(x | y), its condition work done once: `.log_prob / .sample / .rsample / .sample_and_log_prob / .expand`."""
+        """The distribution q(x | y), its condition work done once: `.log_prob`, `.sample`, `.rsample` and the like."""
         return FlowDistribution(self, self._conditions(given))
 
     # ------------------------------------------------------------------ the latent
@@ -136,7 +139,13 @@ class Flow(nn.Module):
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Named parts as one flat latent `(..., D)`: the inverse of `split`."""
         batch = check_batch(parts, self._latent_shapes, "latent", self.network.reference)
-        return torch.cat([batch.tensors[n].expand(*batch.lead, *s).reshape(*batch.lead, numel(s)) for n, s in self._latent_shapes.items()], -1)
+        return torch.cat(
+            [
+                batch.tensors[n].expand(*batch.lead, *s).reshape(*batch.lead, numel(s))
+                for n, s in self._latent_shapes.items()
+            ],
+            -1,
+        )
 
     # ------------------------------------------------------------------ looking inside, and preparing for data
 
@@ -163,7 +172,8 @@ class Flow(nn.Module):
     def exact(self) -> Exactness:
         """Whether `log_prob` is the exact likelihood: true, or false with the reason in its text."""
         why = [
-            f"'{name}' ({type(part).__name__}) {'changes the dimension' if part.dimension_changing else 'is stochastic'}"
+            f"'{name}' ({type(part).__name__}) "
+            f"{'changes the dimension' if part.dimension_changing else 'is stochastic'}"
             for name, part in self.network.nodes.items()
             if isinstance(part, Bijection) and (part.dimension_changing or part.stochastic)
         ]
@@ -171,7 +181,7 @@ class Flow(nn.Module):
 
     @property
     def backprop(self) -> str:
-        """How gradients are computed: `"plain"`, `"checkpoint"`, `"reverse"` or `"auto"`, see `flowkit.backprop`; can be set."""
+        """How gradients are computed, `"plain"`, `"checkpoint"`, `"reverse"` or `"auto"`: see `flowkit.backprop`."""
         return self.network.backprop
 
     @backprop.setter
@@ -181,11 +191,11 @@ class Flow(nn.Module):
 
     @property
     def drift(self) -> float:
-        """In reverse mode: the largest relative distance of an inverted value from its snapshot, since the last forward."""
+        """In reverse mode, since the last forward: the largest relative distance of a value from its snapshot."""
         return float(self.network.drift)
 
     def resized(self, **shapes: int | Sequence[int]) -> Flow:
-        """The same flow, sharing all weights, for inputs and conditions of other sizes: `flow.resized(ab=(2, 128, 128))`.
+        """The same flow, sharing all weights, for data and conditions of other sizes: `flow.resized(ab=(2, 128, 128))`.
 
         Raises:
             GraphError: a part's parameters depend on the size; it is named. A name that is not one.
@@ -247,7 +257,9 @@ class Flow(nn.Module):
             found.append(value.reshape(*(conditions.lead if own else lead), *shape))
         return found
 
-    def _encode(self, x: Data, conditions: Batch, prepared: Prepared | None) -> tuple[list[Tensor], Tensor, torch.Size, list[Tensor]]:
+    def _encode(
+        self, x: Data, conditions: Batch, prepared: Prepared | None
+    ) -> tuple[list[Tensor], Tensor, torch.Size, list[Tensor]]:
         data = check_batch(x, self.input_shapes, "input", self.network.reference)
         lead = common_lead(data, conditions, "input")
         arguments = self._arguments(conditions, lead, prepared)
@@ -258,7 +270,9 @@ class Flow(nn.Module):
         ]
         return parts, log_det, lead, self._base_conditions(arguments, conditions, lead)
 
-    def _decode(self, z: Tensor, conditions: Batch, prepared: Prepared | None, *, with_log_det: bool) -> tuple[Data, Any, list[Tensor]]:
+    def _decode(
+        self, z: Tensor, conditions: Batch, prepared: Prepared | None, *, with_log_det: bool
+    ) -> tuple[Data, Any, list[Tensor]]:
         self._check_latent(z)
         data = Batch(self.split(z), z.shape[:-1])
         lead = common_lead(data, conditions, "latent")
@@ -323,67 +337,3 @@ class Exactness:
 
     def __repr__(self) -> str:
         return "exact" if self else self.why_not
-
-
-def _graph_of(part: Any) -> Graph:
-    """A bijection as a graph of one node: inputs x, conditions y, outputs z; numbered from 1 where there are several."""
-    if isinstance(part, InvertibleNetwork):
-        return part.graph
-    if not isinstance(part, Bijection):
-        hint = " (build an instance first)" if isinstance(part, type) else ""
-        raise GraphError(f"a Flow is made from a Graph or a Bijection, got {getattr(part, '__name__', type(part).__name__)}{hint}")
-    graph = Graph()
-    dtype = torch.int64 if part.integer_conditions else None
-    conditions = [graph.condition(n, s, dtype) for n, s in _numbered("y", part.condition_shapes)]
-    inputs = [graph.input(n, s) for n, s in _numbered("x", part.in_shapes)]
-    outputs = graph.add(part, *inputs, given=conditions)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    for (name, _), wire in zip(_numbered("z", part.out_shapes), outputs, strict=True):
-        graph.output(name, wire)
-    return graph
-
-
-def _numbered(letter: str, shapes: Sequence[Shape]) -> list[tuple[str, Shape]]:
-    return [(letter if len(shapes) == 1 else f"{letter}{i + 1}", shape) for i, shape in enumerate(shapes)]
-
-
-def _base_wires(graph: Graph, base_given: Any) -> list[Wire]:
-    if base_given is None:
-        return []
-    wires = []
-    for each in [base_given] if isinstance(base_given, Wire | str) else base_given:
-        wire = graph.wire(each) if isinstance(each, str) else each
-        if not isinstance(wire, Wire) or all(wire is not known for known in graph.wires):
-            raise GraphError(f"base_given: a condition wire of this graph or its name is needed, got {each!r}")
-        if wire.kind != "condition" or not _depends_on_conditions_alone(graph, wire):
-            raise GraphError(f"base_given: '{wire.name}' {wire.shape} depends on data; the base's conditions must be known before")
-        wires.append(wire)
-    return wires
-
-
-def _depends_on_conditions_alone(graph: Graph, wire: Wire) -> bool:
-    if wire.kind == "data":
-        return False
-    makers = [node for node in graph.nodes if wire in node.outputs]
-    return all(_depends_on_conditions_alone(graph, w) for node in makers for w in node.inputs)
-
-
-def _make_base(base: Any, dim: int, given: tuple[Shape, ...]) -> Any:
-    if base is None:
-        if given:
-            raise ConditionError("base_given needs a conditional base, such as base=fk.DiagonalNormal; none was given")
-        return StandardNormal(dim)
-    if not isinstance(base, nn.Module):
-        if not callable(base):
-            raise ConfigError(f"base must be a distribution module, or a callable that makes one from D, got {base!r}")
-        base = base(dim, given=given) if given else base(dim)
-    for method in ("log_prob", "sample"):
-        if not callable(getattr(base, method, None)):
-            raise ConfigError(f"base must have log_prob(z, *conditions) and sample(shape, *conditions, temperature), {type(base).__name__} has no {method}")
-    if getattr(base, "dim", dim) != dim:
-        raise ShapeError(f"the base {type(base).__name__} has {base.dim} dimensions, the latent has {dim}")
-    shapes = tuple(getattr(base, "condition_shapes", given))
-    if shapes != given:
-        names = listing([str(s) for s in shapes])
-        raise ShapeError(f"the base {type(base).__name__} takes conditions of shape {names}, base_given has {listing([str(s) for s in given])}")
-    return base

@@ -128,11 +128,11 @@ def peak_bytes(network: InvertibleNetwork, values: dict[int, Tensor], cut: int) 
 @contextlib.contextmanager
 def _moved_to_meta(network: nn.Module) -> Iterator[None]:
     """For a while every parameter and buffer is one of the same shape on the meta device; a shared module's once."""
-    tables = [table for module in network.modules() for table in (module._parameters, module._buffers)]
+    tables: list[Any] = [table for module in network.modules() for table in (module._parameters, module._buffers)]
     real = [dict(table) for table in tables]
     try:
         for table in tables:
-            table.update((name, None if tensor is None else _on_meta(tensor)) for name, tensor in table.items())  # type: ignore[arg-type]
+            table.update((name, None if tensor is None else _on_meta(tensor)) for name, tensor in table.items())
         yield
     finally:
         for table, before in zip(tables, real, strict=True):

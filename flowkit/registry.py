@@ -80,7 +80,7 @@ class Arguments:
 
 
 def frozen(value: Any) -> Any:
-    """The value as it is now: lists and dictionaries copied, a graph's snapshot, for their owner may change them later."""
+    """The value as it is now, for its owner may change it later: lists and dictionaries copied, a graph's snapshot."""
     if type(value) in (list, tuple):
         return type(value)(frozen(v) for v in value)
     if type(value) is dict:
@@ -116,12 +116,16 @@ def register(name: str, *, examples: Callable[[], list[Example]] | None = None) 
         RegistryError: the name is malformed, or something else holds it.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
-        raise RegistryError(f"'{name}' is no name to register: it must be 'prefix.name', of letters, digits and underscores")
+        raise RegistryError(
+            f"'{name}' is no name to register: it must be 'prefix.name', of letters, digits and underscores"
+        )
 
     def decorate(thing: T) -> T:
         held = _objects.get(name)
         if held is not None and _qualified(held) != _qualified(thing):
-            raise RegistryError(f"the name '{name}' is taken by {_qualified(held)}, so {_qualified(thing)} cannot have it")
+            raise RegistryError(
+                f"the name '{name}' is taken by {_qualified(held)}, so {_qualified(thing)} cannot have it"
+            )
         if inspect.isclass(thing):
             _remember_arguments(thing)
         elif not inspect.isroutine(thing):
@@ -215,7 +219,11 @@ def _load(prefix: str) -> None:
             entry.load()
         except Exception as error:  # whatever a stranger's module raises, flowkit itself goes on
             _loaded[prefix] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"the plugin '{prefix}' ({entry.value}) could not be loaded: {_loaded[prefix]}", PluginWarning, stacklevel=4)
+            warnings.warn(
+                f"the plugin '{prefix}' ({entry.value}) could not be loaded: {_loaded[prefix]}",
+                PluginWarning,
+                stacklevel=4,
+            )
 
 
 def _why_missing(prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""A flow at another size, sharing its weights: the graph is declared again, and every part takes the old one's tensors."""
+"""A flow at another size, sharing its weights: declared again, and every part takes the old one's tensors."""
 
 from __future__ import annotations
 
@@ -96,9 +96,14 @@ def _resized_instance(node: Node, inputs: list[Wire], given: list[Wire]) -> Any:
         new: Any = InvertibleNetwork(graph=_inner(part.graph, inputs, given))
     else:
         arguments = arguments_of(part)
-        if arguments is None or len(arguments.args) != len(in_shapes) or any(isinstance(a, nn.Module) for a in arguments.args):
+        if (
+            arguments is None
+            or len(arguments.args) != len(in_shapes)
+            or any(isinstance(a, nn.Module) for a in arguments.args)
+        ):
             raise ShapeError(
-                f"resized: node '{node.name}' is an instance of {type(part).__name__} for shape {part.in_shapes}, which "
+                f"resized: node '{node.name}' is an instance of {type(part).__name__} for shape {part.in_shapes}, "
+                "which "
                 f"cannot be built for {in_shapes}: add the class, or register it"
             )
         keywords = {**arguments.kwargs, "given": conditions} if conditions else arguments.kwargs
@@ -128,5 +133,3 @@ def _share(old: nn.Module, new: nn.Module, where: str) -> None:
                         "its weights cannot be shared"
                     )
                 getattr(module, table)[name] = mine
-
-

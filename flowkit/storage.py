@@ -53,7 +53,10 @@ def save(flow: Flow, path: str | os.PathLike) -> None:
     }
     if encoder.unwritable:
         where, what = next(iter(encoder.unwritable.items()))
-        raise StorageError(f"{where}: {_in_one_line(what)} has no written form: register its class or function with fk.register, or use a built-in one")
+        raise StorageError(
+            f"{where}: {_in_one_line(what)} has no written form: register its class or function with fk.register, "
+            "or use a built-in one"
+        )
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in named_state(flow)}
     content = serialize(tensors, metadata={HEADER: json.dumps(description)})
     with atomic_write(Path(path)) as temporary:
@@ -138,11 +141,15 @@ def _put_weights(flow: Flow, tensors: dict[str, Tensor], path: Any) -> None:
     missing, surplus = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
     if missing or surplus:
         what = f"'{missing[0]}' is missing" if missing else f"'{surplus[0]}' belongs to no part"
-        raise StorageError(f"'{path}' is damaged: its weights do not fit its graph, {what} ({len(missing)} missing, {len(surplus)} surplus)")
+        raise StorageError(
+            f"'{path}' is damaged: its weights do not fit its graph, {what} ({len(missing)} missing, "
+            f"{len(surplus)} surplus)"
+        )
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             raise StorageError(
-                f"'{path}' is damaged: '{name}' must be of shape {tuple(tensor.shape)}, got {tuple(tensors[name].shape)}"
+                f"'{path}' is damaged: '{name}' must be of shape {tuple(tensor.shape)}, got "
+                f"{tuple(tensors[name].shape)}"
             )
     flow.load_state_dict(tensors, strict=False, assign=True)
 
@@ -182,5 +189,3 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-

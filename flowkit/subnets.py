@@ -1,13 +1,15 @@
 """Subnets: the nets inside couplings, made by recipes that a graph file can hold.
 
 A recipe is any callable `(c_in, c_out) -> nn.Module`; conditions are then concatenated on channels. A recipe that also
-has `build(in_shape, condition_shapes, c_out)` returns a module with `prepare(c)` and `forward(x, c=None, prepared=None)`,
-where c holds the conditions concatenated on channels: its first layer's weight W is sliced into W_x and W_c, so the
-condition's part is computed once for any number of samples. `MLP`, `ConvNet` and `ResidualNet` are such recipes.
+has `build(in_shape, condition_shapes, c_out)` returns a module with `prepare(c)` and `forward(x, c=None,
+prepared=None)`, where c holds the conditions concatenated on channels: its first layer's weight W is sliced into W_x
+and W_c, so the condition's part is computed once for any number of samples. `MLP`, `ConvNet` and `ResidualNet` are
+such recipes.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +61,11 @@ class FirstLayer(nn.Module):
     def __init__(self, c_x: int, c_c: int, c_out: int, spatial: int, kernel: int = 1):
         super().__init__()
         self.c_x, self.c_c = c_x, c_c
-        layer = CONVOLUTIONS[spatial](c_x + c_c, c_out, kernel, padding=kernel // 2) if spatial else nn.Linear(c_x + c_c, c_out)
+        layer = (
+            CONVOLUTIONS[spatial](c_x + c_c, c_out, kernel, padding=kernel // 2)
+            if spatial
+            else nn.Linear(c_x + c_c, c_out)
+        )
         self.weight, self.bias = layer.weight, layer.bias
         self.spatial, self.padding = spatial, kernel // 2
 
@@ -171,7 +177,13 @@ class MLP(_Recipe):
     torch.Size([5, 4])
     """
 
-    def __init__(self, hidden: int | Sequence[int] = (128, 128), activation: str = "relu", dropout: float = 0.0, zero_last: bool = True):
+    def __init__(
+        self,
+        hidden: int | Sequence[int] = (128, 128),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        zero_last: bool = True,
+    ):
         self.hidden, self.activation, self.dropout, self.zero_last = _widths(hidden), activation, dropout, zero_last
         _activation(activation)
         if not 0 <= dropout < 1:
@@ -183,13 +195,20 @@ class MLP(_Recipe):
 
     def build(self, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> Subnet:
         """The net with the conditions' part of its first layer apart."""
-        c_c = self._channels(in_shape, condition_shapes, (0,), "it takes vectors; for maps use fk.ConvNet, or flatten the data with fk.Flatten")
+        c_c = self._channels(
+            in_shape,
+            condition_shapes,
+            (0,),
+            "it takes vectors; for maps use fk.ConvNet, or flatten the data with fk.Flatten",
+        )
         rest: list[nn.Module] = []
         for width, following in zip(self.hidden, (*self.hidden[1:], None), strict=True):
             rest.append(_activation(self.activation))
             if self.dropout:
                 rest.append(nn.Dropout(self.dropout))
-            rest.append(_finish(nn.Linear(width, c_out), self.zero_last) if following is None else nn.Linear(width, following))
+            rest.append(
+                _finish(nn.Linear(width, c_out), self.zero_last) if following is None else nn.Linear(width, following)
+            )
         return Subnet(FirstLayer(in_shape[0], c_c, self.hidden[0], 0), nn.Sequential(*rest))
 
 
@@ -221,7 +240,9 @@ class ConvNet(_Recipe):
         self.kernels = (kernel,) * (len(self.hidden) + 1) if isinstance(kernel, int) else tuple(kernel)
         _activation(activation)
         if len(self.kernels) != len(self.hidden) + 1 or any(k < 1 or k % 2 == 0 for k in self.kernels):
-            raise ConfigError(f"kernel must be an odd int, or {len(self.hidden) + 1} of them, one a convolution, got {kernel!r}")
+            raise ConfigError(
+                f"kernel must be an odd int, or {len(self.hidden) + 1} of them, one a convolution, got {kernel!r}"
+            )
         if norm not in (None, "batch"):
             raise ConfigError(f"norm must be 'batch' or None, got {norm!r}")
 
@@ -231,7 +252,12 @@ class ConvNet(_Recipe):
 
     def build(self, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> Subnet:
         """The net with the conditions' part of its first layer apart."""
-        c_c = self._channels(in_shape, condition_shapes, (1, 2, 3), "it takes maps (C, H, W); for vectors use fk.MLP, or fk.Reshape the data")
+        c_c = self._channels(
+            in_shape,
+            condition_shapes,
+            (1, 2, 3),
+            "it takes maps (C, H, W); for vectors use fk.MLP, or fk.Reshape the data",
+        )
         spatial = len(in_shape) - 1
         rest: list[nn.Module] = []
         for i, width in enumerate(self.hidden):
@@ -249,14 +275,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, spatial: int, kernel: int, activation: str):
         super().__init__()
-        self.layers = nn.Sequential(*(
-            module
-            for _ in range(2)
-            for module in (
-                _activation(activation),
-                CONVOLUTIONS[spatial](width, width, kernel, padding=kernel // 2) if spatial else nn.Linear(width, width),
-            )
-        ))  # fmt: skip
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers.append(_activation(activation))
+            if spatial:
+                layers.append(CONVOLUTIONS[spatial](width, width, kernel, padding=kernel // 2))
+            else:
+                layers.append(nn.Linear(width, width))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
         """The block on h `(B, C, ...)`."""
@@ -278,8 +304,21 @@ class ResidualNet(_Recipe):
     torch.Size([5, 4])
     """
 
-    def __init__(self, hidden: int = 128, blocks: int = 2, kernel: int | None = None, activation: str = "relu", zero_last: bool = True):
-        self.hidden, self.blocks, self.kernel, self.activation, self.zero_last = hidden, blocks, kernel, activation, zero_last
+    def __init__(
+        self,
+        hidden: int = 128,
+        blocks: int = 2,
+        kernel: int | None = None,
+        activation: str = "relu",
+        zero_last: bool = True,
+    ):
+        self.hidden, self.blocks, self.kernel, self.activation, self.zero_last = (
+            hidden,
+            blocks,
+            kernel,
+            activation,
+            zero_last,
+        )
         _widths(hidden)
         _activation(activation)
         if blocks < 1:
@@ -294,7 +333,11 @@ class ResidualNet(_Recipe):
     def build(self, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> Subnet:
         """The net with the conditions' part of its first layer apart."""
         allowed = (0,) if self.kernel is None else (1, 2, 3)
-        hint = "without a kernel it takes vectors; for maps pass kernel=3" if self.kernel is None else "with a kernel it takes maps (C, H, W); for vectors pass kernel=None"
+        hint = (
+            "without a kernel it takes vectors; for maps pass kernel=3"
+            if self.kernel is None
+            else "with a kernel it takes maps (C, H, W); for vectors pass kernel=None"
+        )
         c_c = self._channels(in_shape, condition_shapes, allowed, hint)
         spatial, kernel = len(in_shape) - 1, self.kernel or 1
         last = CONVOLUTIONS[spatial](self.hidden, c_out, 1) if spatial else nn.Linear(self.hidden, c_out)
@@ -312,9 +355,13 @@ def build_subnet(recipe: Any, in_shape: Shape, condition_shapes: Sequence[Shape]
         ConfigError: the recipe is not one.
         ShapeError: what it builds does not map `in_shape` and the conditions to `c_out` channels.
     """
+    if inspect.isclass(recipe) and hasattr(recipe, "build"):
+        raise ConfigError(f"subnet must be an instance of a recipe, fk.{recipe.__name__}(...), got the class")
     if isinstance(recipe, nn.Module) or not callable(recipe):
         what = f"the module {type(recipe).__name__}, already built" if isinstance(recipe, nn.Module) else repr(recipe)
-        raise ConfigError(f"subnet must be a recipe, a callable (c_in, c_out) -> nn.Module such as fk.MLP(hidden=64), got {what}")
+        raise ConfigError(
+            f"subnet must be a recipe, a callable (c_in, c_out) -> nn.Module such as fk.MLP(hidden=64), got {what}"
+        )
     if hasattr(recipe, "build"):
         return recipe.build(in_shape, tuple(condition_shapes), c_out)
     c_in = in_shape[0] + sum(shape[0] for shape in condition_shapes)
@@ -324,7 +371,9 @@ def build_subnet(recipe: Any, in_shape: Shape, condition_shapes: Sequence[Shape]
     shapes = _dry_run_of(net, (c_in, *in_shape[1:]))
     wanted = (c_out, *in_shape[1:])
     if shapes != [wanted]:
-        raise ShapeError(f"subnet must turn {(c_in, *in_shape[1:])} into {wanted}, it gave {', '.join(map(str, shapes))}")
+        raise ShapeError(
+            f"subnet must turn {(c_in, *in_shape[1:])} into {wanted}, it gave {', '.join(map(str, shapes))}"
+        )
     return Concatenated(net)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class TraceRecord:
 
     name: str
     op: str
-    values: tuple[Tensor, ...]
-    log_det: Tensor
+    values: tuple[Tensor, ...] = field(repr=False)
+    log_det: Tensor = field(repr=False)
     round_trip: float
     scales: tuple[float, float]
     scales_are: str
@@ -57,7 +57,8 @@ class Trace(Sequence[TraceRecord]):
                 if record.name == index:
                     return record
             raise KeyError(index)
-        return self.records[index]
+        found = self.records[index]
+        return Trace(found) if isinstance(index, slice) else found
 
     def __len__(self) -> int:
         return len(self.records)
@@ -75,7 +76,9 @@ class Trace(Sequence[TraceRecord]):
         for r in self.records:
             mean = float(r.log_det.mean()) if r.log_det.numel() else 0.0
             low, high = r.scales
-            lines.append(f"{r.name:<{width}}  {mean:>14.4g}  {r.round_trip:>10.2g}  {r.scales_are} {low:.3g} .. {high:.3g}")
+            lines.append(
+                f"{r.name:<{width}}  {mean:>14.4g}  {r.round_trip:>10.2g}  {r.scales_are} {low:.3g} .. {high:.3g}"
+            )
         return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Graphs: declared (`graph`), checked and scheduled (`schedule`), run (`network`), drawn (`draw`), written (`files`)."""
+"""Graphs: declared (`graph`), checked and scheduled (`schedule`), run (`network`), drawn (`draw`), kept (`files`)."""
 
 from flowkit.graph.graph import Graph
 from flowkit.graph.network import InvertibleNetwork

@@ -13,7 +13,9 @@ from flowkit.graph.parts import Wire, describe
 from flowkit.shapes import Shape, listing
 
 
-def probe(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict) -> Bijection:
+def probe(
+    cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict
+) -> Bijection:
     """The part on the meta device: no weights, no random numbers consumed. Only its shapes are looked at."""
     with torch.random.fork_rng(devices=[]):
         try:
@@ -26,7 +28,9 @@ def probe(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tupl
             return build(cls, name, inputs, given, config)
 
 
-def build(cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict) -> Bijection:
+def build(
+    cls: type[Bijection], name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict
+) -> Bijection:
     """The part for real; whatever goes wrong names the node, its wires and their shapes."""
     keywords = {**config, "given": tuple(wire.shape for wire in given)} if given else dict(config)
     _check_signature(cls, name, given, keywords, len(inputs))
@@ -57,22 +61,30 @@ def _check_signature(cls: type, name: str, given: tuple[Wire, ...], keywords: di
     options = [p for p in options if parameters[p].kind is not inspect.Parameter.VAR_POSITIONAL]
     unknown = [key for key in keywords if key not in options and key != "given"]
     if unknown:
-        raise GraphError(f"node '{name}': {cls.__name__} has no option {listing(unknown)}; its options are {listing(options)}")
+        raise GraphError(
+            f"node '{name}': {cls.__name__} has no option {listing(unknown)}; its options are {listing(options)}"
+        )
     needed = [p for p in positional if p.default is p.empty and p.name not in keywords]
     if not several and len(needed) > count:
         missing = [p.name for p in needed[count:]]
-        raise GraphError(f"node '{name}': {cls.__name__} needs {listing(missing)}, which {count} wire(s) and no option gave")
+        raise GraphError(
+            f"node '{name}': {cls.__name__} needs {listing(missing)}, which {count} wire(s) and no option gave"
+        )
     required = [p for p in positional if p.default is p.empty]
     if not several and count > max(1, len(required)):
         takes = "one wire" if len(required) < 2 else f"at most {len(required)} wires"
         raise GraphError(f"node '{name}': {cls.__name__} takes {takes}, got {count}")
 
 
-def check_instance(part: Bijection, name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict[str, Any]) -> None:
+def check_instance(
+    part: Bijection, name: str, inputs: tuple[Wire, ...], given: tuple[Wire, ...], config: dict[str, Any]
+) -> None:
     """Refuse an instance whose shapes are not the wires'."""
     kind = type(part).__name__
     if config:
-        raise GraphError(f"node '{name}': an instance of {kind} is built already and takes no options, got {listing(list(config))}")
+        raise GraphError(
+            f"node '{name}': an instance of {kind} is built already and takes no options, got {listing(list(config))}"
+        )
     _compare(f"node '{name}': this {kind} takes inputs of shape", part.in_shapes, inputs)
     _compare(f"node '{name}': this {kind} takes conditions of shape", part.condition_shapes, given)
 

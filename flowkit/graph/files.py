@@ -97,7 +97,9 @@ def read_graph(data: Any, decoder: Decoder) -> Graph:
         f"the graph is written in schema {data.get('schema')!r}; this version of flowkit reads schema {SCHEMA}",
     )
     for key, kind in (("inputs", dict), ("conditions", dict), ("nodes", list), ("outputs", dict)):
-        _expect(isinstance(data.get(key), kind), f"the graph's '{key}' must be a {kind.__name__}, got {data.get(key)!r}")
+        _expect(
+            isinstance(data.get(key), kind), f"the graph's '{key}' must be a {kind.__name__}, got {data.get(key)!r}"
+        )
     graph = Graph()
     for name, shape in data["inputs"].items():
         graph.input(name, shape)
@@ -114,7 +116,9 @@ def read_graph(data: Any, decoder: Decoder) -> Graph:
 
 
 def _read_node(graph: Graph, written: Any, decoder: Decoder) -> None:
-    _expect(isinstance(written, dict) and isinstance(written.get("name"), str), f"a node must have a name, got {written!r}")
+    _expect(
+        isinstance(written, dict) and isinstance(written.get("name"), str), f"a node must have a name, got {written!r}"
+    )
     name = written["name"]
     try:
         inputs = [graph.wire(wire) for wire in written.get("inputs", ())]

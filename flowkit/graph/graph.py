@@ -25,9 +25,9 @@ class Graph:
     """The declaration of a flow, from data to latent; `fk.Flow(graph)` builds it.
 
     Data wires are linear: each is consumed exactly once, by a node or as an output. Condition wires may be used any
-    number of times. A data wire that is known by then may condition other nodes, too. Shapes are checked as the graph is
-    declared, the whole when it is built. Bijections added as a class are new in every Flow of the graph; instances and
-    feature nets are shared.
+    number of times. A data wire that is known by then may condition other nodes, too. Shapes are checked as the
+    graph is declared, the whole when it is built. Bijections added as a class are new in every Flow of the graph;
+    instances and feature nets are shared.
 
     Raises:
         GraphError: anything wrong with names, wires or parts; `ShapeError`, a kind of it, where shapes do not fit.
@@ -61,7 +61,9 @@ class Graph:
         """A condition of this event shape; an integer dtype for labels, which `fk.OneHot` turns into vectors."""
         self._check_name(name)
         if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype.is_complex):
-            raise GraphError(f"condition '{name}': dtype must be a torch.dtype of integers or real numbers, got {dtype!r}")
+            raise GraphError(
+                f"condition '{name}': dtype must be a torch.dtype of integers or real numbers, got {dtype!r}"
+            )
         floating = dtype is None or dtype.is_floating_point
         wire = self._new_wire(name, as_shape(shape), "condition", None if floating else dtype)
         self.conditions.append(wire)
@@ -88,6 +90,8 @@ class Graph:
             One wire for a tensor, a tuple of wires for a tuple or list, a dictionary for a dictionary.
         """
         name = self._node_name(name, type(net))
+        if not isinstance(net, nn.Module) and hasattr(net, "build"):
+            raise GraphError(f"features '{name}': {net!r} is a recipe, make a net of it: {net!r}(c_in, c_out)")
         if not isinstance(net, nn.Module):
             raise GraphError(f"features '{name}': an nn.Module is needed, got {type(net).__name__}")
         self._check_wires(f"features '{name}'", wires)
@@ -109,7 +113,8 @@ class Graph:
             part: a `Bijection` class, constructed with the wires' shapes (new weights in every Flow); an instance,
                 shared by all Flows; or a `Graph`, nested.
             wires: the data wires that it consumes.
-            given: its conditions: a wire, a list of wires, or, for a nested network, a dictionary by its condition names.
+            given: its conditions: a wire, a list of wires, or, for a nested network, a dictionary by its condition
+                names.
             name: by default counted per class, `affine_coupling_1`.
             config: options of the class.
 
@@ -121,11 +126,15 @@ class Graph:
 
             part, config = InvertibleNetwork, {"graph": part, **config}
         config = {key: frozen(value) for key, value in config.items()}
+        if isinstance(part, Wire):
+            raise GraphError(f"add takes the part first, then its wires: graph.add(fk.AffineCoupling, {part.name})")
         cls = part if inspect.isclass(part) else type(part)
         name = self._node_name(name, cls)
         if not issubclass(cls, Bijection):
             hint = ": feed-forward nets are declared by graph.features" if issubclass(cls, nn.Module) else ""
-            raise GraphError(f"node '{name}': a Bijection, an instance of one or a Graph is needed, got {cls.__name__}{hint}")
+            raise GraphError(
+                f"node '{name}': a Bijection, an instance of one or a Graph is needed, got {cls.__name__}{hint}"
+            )
         self._check_wires(f"node '{name}'", wires)
         self._check_linear(name, wires)
         conditions = self._conditions_of(name, part, given, config)
@@ -177,7 +186,7 @@ class Graph:
         raise GraphError(f"the graph has no wire '{name}'; it has {listing([w.name for w in self.wires])}")
 
     def check(self, also_used: Iterable[Wire] = ()) -> None:
-        """Refuse a graph that cannot be built: wires or conditions unused, an output missing, an inverse that cannot run."""
+        """Refuse a graph that cannot be built: wires or conditions unused, no output, an inverse that cannot run."""
         from flowkit.graph.schedule import check
 
         check(self, tuple(also_used))
@@ -280,15 +289,21 @@ class Graph:
     def _by_name(self, name: str, part: Any, given: Mapping[str, Any], config: dict) -> list[Any]:
         inner = config.get("graph") if inspect.isclass(part) else getattr(part, "graph", None)
         if not isinstance(inner, Graph):
-            raise GraphError(f"node '{name}': only a nested network names its conditions; pass given as a list of wires")
+            raise GraphError(
+                f"node '{name}': only a nested network names its conditions; pass given as a list of wires"
+            )
         names = [wire.name for wire in inner.conditions]
         missing, unknown = [n for n in names if n not in given], [n for n in given if n not in names]
         if missing or unknown:
-            problems = [f"missing {listing(missing)}"] * bool(missing) + [f"not known {listing(unknown)}"] * bool(unknown)
+            problems = [f"missing {listing(missing)}"] * bool(missing) + [f"not known {listing(unknown)}"] * bool(
+                unknown
+            )
             raise GraphError(f"node '{name}' needs the conditions {listing(names)}: {', '.join(problems)}")
         return [given[n] for n in names]
 
-    def _check_condition_dtypes(self, name: str, cls: type[Bijection], part: Bijection, conditions: tuple[Wire, ...]) -> None:
+    def _check_condition_dtypes(
+        self, name: str, cls: type[Bijection], part: Bijection, conditions: tuple[Wire, ...]
+    ) -> None:
         inner = getattr(part, "graph", None)
         wanted = [w.dtype for w in inner.conditions] if isinstance(inner, Graph) else [None] * len(conditions)
         for wire, dtype in zip(conditions, wanted, strict=True):
@@ -299,7 +314,8 @@ class Graph:
                 )
             if dtype is not None and wire.dtype is None:
                 raise GraphError(
-                    f"node '{name}': {cls.__name__} needs a condition of integers ({dtype}), '{wire.name}' {wire.shape} is "
+                    f"node '{name}': {cls.__name__} needs a condition of integers ({dtype}), '{wire.name}' "
+                    f"{wire.shape} is "
                     f"not: declare it with graph.condition('{wire.name}', {wire.shape}, dtype={dtype})"
                 )
 
@@ -308,7 +324,8 @@ class Graph:
             return dry_run.output_shapes(net, [(wire.shape, wire.dtype) for wire in wires])
         except FlowkitError as error:
             raise GraphError(
-                f"features '{name}' ({type(net).__name__}) on {describe(wires)}: {error}; pass shapes= to say what it returns"
+                f"features '{name}' ({type(net).__name__}) on {describe(wires)}: {error}; pass shapes= to say "
+                "what it returns"
             ) from error
 
 

@@ -67,7 +67,8 @@ class InvertibleNetwork(Bijection):
     inverse: the nodes backwards, each as soon as what it needs is known; log-det: the sum of the nodes' inverses'.
 
     Args:
-        in_shapes: none, or those of the graph's inputs, as `graph.add(fk.InvertibleNetwork, x, graph=inner)` passes them.
+        in_shapes: none, or those of the graph's inputs, as `graph.add(fk.InvertibleNetwork, x, graph=inner)` passes
+            them.
         given: likewise of its conditions.
         graph: the declaration; later declarations on it do not change the network.
         also_used: condition wires that are used outside the network, by a base distribution.
@@ -181,8 +182,14 @@ class InvertibleNetwork(Bijection):
             self._run_features(step, values)
         return values
 
-    def walk(self, visit: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], conditions: Sequence[Tensor], prefix: str = "") -> tuple[Tensor, ...]:
-        """Forward, node by node, nested networks inlined: `visit(name, bijection, inputs, conditions)` returns the outputs."""
+    def walk(
+        self,
+        visit: Callable[..., tuple[Tensor, ...]],
+        inputs: Sequence[Tensor],
+        conditions: Sequence[Tensor],
+        prefix: str = "",
+    ) -> tuple[Tensor, ...]:
+        """Forward, node by node, nested ones inlined: `visit(name, bijection, inputs, conditions)` gives outputs."""
         values = self.condition_values(*conditions)
         values.update(zip(self._inputs, inputs, strict=True))
         for step in self._schedule.forward:
@@ -259,10 +266,14 @@ class InvertibleNetwork(Bijection):
             values, parts = arguments[-1]
             return arguments[:-1], dict(values), parts
         if len(arguments) < count:
-            raise ConditionError(f"the network needs {count} {what} and {len(self._conditions)} conditions, got {len(arguments)} tensors")
+            raise ConditionError(
+                f"the network needs {count} {what} and {len(self._conditions)} conditions, got {len(arguments)} tensors"
+            )
         return arguments[:count], self.condition_values(*arguments[count:]), None
 
-    def _run(self, steps: Sequence[Step], values: Values, prepared: dict | None, like: Tensor, *, inverse: bool) -> Tensor:
+    def _run(
+        self, steps: Sequence[Step], values: Values, prepared: dict | None, like: Tensor, *, inverse: bool
+    ) -> Tensor:
         total, rows, modules = None, like.shape[0], self.nodes._modules
         for step in steps:
             if step.features:
@@ -285,8 +296,12 @@ class InvertibleNetwork(Bijection):
         if rows is not None:
             _repeat(values, step.takes, rows)
         outputs = named_outputs(net(*[values[i] for i in step.takes]))
-        if len(outputs) != len(step.keys) or any(key not in outputs for key in step.keys):  # shapes= said something else than what it returns
-            raise GraphError(f"features '{step.name}' returned the outputs {list(outputs)}, declared were {list(step.keys)}")
+        if len(outputs) != len(step.keys) or any(
+            key not in outputs for key in step.keys
+        ):  # shapes= said something else than what it returns
+            raise GraphError(
+                f"features '{step.name}' returned the outputs {list(outputs)}, declared were {list(step.keys)}"
+            )
         values.update((i, outputs[key]) for i, key in zip(step.gives, step.keys, strict=True))
 
     def _given(self, step: Step, values: Values, prepared: dict | None, rows: int) -> tuple:

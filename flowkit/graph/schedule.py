@@ -1,4 +1,4 @@
-"""In which order the nodes run, forward and inverse; found once, when a network is built, with all that can be wrong."""
+"""In which order the nodes run, forward and inverse: found once, when a network is built, with all that is wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`conditions`: the feature nets that see conditions alone; `forward` and `inverse`: the rest, in either direction."""
+    """`conditions`: the feature nets that see conditions alone; `forward` and `inverse`: the rest, each way."""
 
     conditions: tuple[Step, ...]
     forward: tuple[Step, ...]
@@ -67,7 +67,8 @@ def _check_all_used(graph: Graph, also_used: tuple[Wire, ...]) -> None:
         if wire.kind == "data" and wire.index not in graph.consumers:
             maker = next((f"made by node '{n.name}'" for n in graph.nodes if wire in n.outputs), "an input")
             raise GraphError(
-                f"the data wire '{wire.name}' {wire.shape}, {maker}, is never used: give it to a node or make it an output"
+                f"the data wire '{wire.name}' {wire.shape}, {maker}, is never used: give it to a node or make it "
+                "an output"
             )
     used = {wire.index for wire in also_used}
     for node in graph.nodes:
@@ -77,7 +78,9 @@ def _check_all_used(graph: Graph, also_used: tuple[Wire, ...]) -> None:
             raise GraphError(f"the condition '{wire.name}' {wire.shape} is never used: pass it to a node by given=")
     for node in graph.nodes:
         if node.kind == "features" and not any(wire.index in used for wire in node.outputs):
-            raise GraphError(f"no output of the features '{node.name}' is used: pass {describe(node.outputs)} to a node by given=")
+            raise GraphError(
+                f"no output of the features '{node.name}' is used: pass {describe(node.outputs)} to a node by given="
+            )
 
 
 def _pure_conditions(graph: Graph) -> set[int]:
@@ -124,7 +127,8 @@ def _why_stuck(graph: Graph, waiting: list[Node], known: set[int]) -> str:
         finder = finders[at.index]
         whose = "this very node" if finder is node else f"node '{finder.name}'"
         return (
-            f"the inverse cannot run: node '{node.name}' needs {chain} before it can be inverted, but the inverse knows "
+            f"the inverse cannot run: node '{node.name}' needs {chain} before it can be inverted, but the inverse "
+            "knows "
             f"'{at.name}' only after it has inverted {whose}"
         )
     return f"the inverse cannot run: the nodes {listing([n.name for n in waiting])} wait for each other"

@@ -44,10 +44,12 @@ class Box:
 
     @property
     def width(self) -> float:
+        """In pixels: wide enough for its longest line."""
         return max(90.0, max(len(line) for line in self.lines) * CHARACTER + 20)
 
     @property
     def y(self) -> float:
+        """Its top, in pixels."""
         return MARGIN + self.row * ROW
 
 
@@ -64,7 +66,9 @@ def _by_graphviz(graph: Graph, parts: Any) -> str | None:
     if shutil.which("dot") is None:
         return None
     try:
-        done = subprocess.run(["dot", "-Tsvg"], input=dot(graph, parts), capture_output=True, text=True, timeout=GRAPHVIZ_SECONDS)
+        done = subprocess.run(
+            ["dot", "-Tsvg"], input=dot(graph, parts), capture_output=True, text=True, timeout=GRAPHVIZ_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout[done.stdout.index("<svg") :] if done.returncode == 0 and "<svg" in done.stdout else None
@@ -72,7 +76,7 @@ def _by_graphviz(graph: Graph, parts: Any) -> str | None:
 
 def dot(graph: Graph, parts: Any = None) -> str:
     """The graph in graphviz's language."""
-    lines = ['digraph {', '  node [shape=box style="rounded,filled" fontname="sans-serif" fontsize=11];']
+    lines = ["digraph {", '  node [shape=box style="rounded,filled" fontname="sans-serif" fontsize=11];']
     lines.append('  edge [fontname="sans-serif" fontsize=9];')
     colours = {"bijection": "#e8f0fa", "features": "#fdf1e3", "condition": "#fff8ef", "data": "#eef7ee"}
     made: dict[int, str] = {}
@@ -189,13 +193,15 @@ def _draw_box(box: Box) -> str:
     rounded = BOX_HEIGHT / 2 if box.kind in ("data", "condition") else 6
     height = BOX_HEIGHT if len(box.lines) > 2 else BOX_HEIGHT - 10
     parts = [
-        f'<rect class="{box.kind}" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{height}" rx="{rounded:.0f}"/>'
+        f'<rect class="{box.kind}" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{height}" '
+        f'rx="{rounded:.0f}"/>'
     ]
     for i, line in enumerate(box.lines):
         style = "name" if i == 0 else "quiet"
         middle = box.x + box.width / 2
         parts.append(
-            f'<text class="{style}" text-anchor="middle" x="{middle:.1f}" y="{box.y + 15 + 13 * i:.1f}">{html.escape(line)}</text>'
+            f'<text class="{style}" text-anchor="middle" x="{middle:.1f}" '
+            f'y="{box.y + 15 + 13 * i:.1f}">{html.escape(line)}</text>'
         )
     return "".join(parts)
 
@@ -222,9 +228,12 @@ def _down(source: Box, target: Box, wire: Wire) -> str:
         return f'<path class="edge" marker-end="url(#tip)" d="M{x1:.1f} {y1:.1f}V{y2:.1f}"/>{label}'
     if source.lane < target.lane:  # leaves to the right, then runs down its own lane
         x1, y1 = source.x + source.width, source.y + height / 2
-        return f'<path class="edge" marker-end="url(#tip)" d="M{x1:.1f} {y1:.1f}H{x2 - 8:.1f}Q{x2:.1f} {y1:.1f} {x2:.1f} {y1 + 8:.1f}V{y2:.1f}"/>{label}'
+        bend = f"H{x2 - 8:.1f}Q{x2:.1f} {y1:.1f} {x2:.1f} {y1 + 8:.1f}V{y2:.1f}"
+        return f'<path class="edge" marker-end="url(#tip)" d="M{x1:.1f} {y1:.1f}{bend}"/>{label}'
     side = target.x + target.width
-    return f'<path class="edge" marker-end="url(#tip)" d="M{x1:.1f} {y1:.1f}V{target.y + 10:.1f}Q{x1:.1f} {target.y + 18:.1f} {x1 - 8:.1f} {target.y + 18:.1f}H{side + 1:.1f}"/>'
+    turn = target.y + 18
+    bend = f"V{turn - 8:.1f}Q{x1:.1f} {turn:.1f} {x1 - 8:.1f} {turn:.1f}H{side + 1:.1f}"
+    return f'<path class="edge" marker-end="url(#tip)" d="M{x1:.1f} {y1:.1f}{bend}"/>'
 
 
 def _sideways(source: Box, target: Box) -> str:
@@ -234,7 +243,8 @@ def _sideways(source: Box, target: Box) -> str:
     x2 = target.x if left else target.x + target.width
     y1, y2 = source.y + BOX_HEIGHT / 2 - 4, target.y + BOX_HEIGHT / 2 - 4
     bend = (x2 - x1) / 2 if left else max(30.0, abs(x2 - x1) / 2)
-    return f'<path class="given" d="M{x1:.1f} {y1:.1f}C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"/>'
+    curve = f"C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+    return f'<path class="given" d="M{x1:.1f} {y1:.1f}{curve}"/>'
 
 
 def _label(graph: Graph, node: Node, parts: Any) -> list[str]:

@@ -44,6 +44,7 @@ from flowkit.testing.wrong.numbers import (
     WrongInverse,
     WrongInverseOnly,
     WrongShape,
+    WrongUndo,
 )
 from flowkit.testing.wrong.scale import WRONG, Scale, Wrong, breaks
 from flowkit.testing.wrong.state import (
@@ -107,6 +108,7 @@ __all__ = [
     "WrongInverseOnly",
     "WrongPrepared",
     "WrongShape",
+    "WrongUndo",
     "ZeroSpread",
     "breaks",
 ]

@@ -129,7 +129,7 @@ class NotConstant(Bijection):
         return torch.asinh(y), -(1 + y.square()).log().sum(1) / 2
 
 
-@breaks("volume_preserving")
+@breaks("volume_preserving frugal_gradients")
 class NotVolumePreserving(Scale):
     """Promises a log-det of zero, and scales."""
 

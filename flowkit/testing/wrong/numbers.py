@@ -40,7 +40,7 @@ class MissingFactor(Scale):
         self.w = nn.Parameter(torch.zeros(shape[0], 1, 1))
 
 
-@breaks("log_det_shape empty_batch leading_dimensions data_parallel", (2, 2, 2))
+@breaks("log_det_shape empty_batch leading_dimensions data_parallel frugal_gradients", (2, 2, 2))
 class LogDetMap(Scale):
     """A log-det for each pixel: `(B, H, W)`."""
 
@@ -49,7 +49,7 @@ class LogDetMap(Scale):
         return self.w.sum(0).expand(x.shape[0], *self.w.shape[1:])
 
 
-@breaks("round_trip")
+@breaks("round_trip frugal_gradients")
 class WrongInverse(Scale):
     """An inverse that misses a shift; its Jacobian is right."""
 
@@ -237,3 +237,13 @@ class Strides(Scale):
         """Wrong for strided data."""
         y, log_det = super().forward(x)
         return (y if torch.compiler.is_compiling() or x.is_contiguous() else y + 1), log_det
+
+
+@breaks("frugal_gradients")
+class WrongUndo(Scale):
+    """Its fused step of reverse mode forgets the log-det's share in the gradient of w."""
+
+    def undo(self, outputs: Any, conditions: Any, grad_outputs: Any, grad_log_det: Tensor, wanted: Any) -> Any:
+        """x, its gradient, and a gradient of w that is short of the log-det's."""
+        x, grad = outputs[0] * (-self.w).exp(), grad_outputs[0]
+        return [x], [grad * self.w.exp()], [(grad * outputs[0]).sum(0) for _ in wanted]
