@@ -20,6 +20,8 @@ settings.register_profile("ci", max_examples=50, derandomize=True, **CALM)
 settings.register_profile("long", max_examples=1000, **CALM)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+torch.set_num_threads(1)  # the tensors are small, and pytest-xdist's workers share the cores
+
 
 @pytest.fixture(autouse=True)
 def double_precision():

@@ -178,7 +178,7 @@ def test_accumulation_and_frozen_parameters():
 
 def test_a_second_derivative_is_refused_in_one_sentence():
     flow, x = chain(2, backprop="reverse"), torch.randn(3, 6, requires_grad=True)
-    with pytest.raises(fk.BackpropError, match="second derivative cannot be taken .* use 'plain'"):
+    with pytest.raises(fk.BackpropError, match=r"second derivative cannot be taken .* use 'plain'"):
         torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)
 
 

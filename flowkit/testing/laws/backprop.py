@@ -34,11 +34,10 @@ def _gradients(subject: Subject, mode: str) -> dict[str, Tensor]:
 
 @law(number=11)
 def frugal_gradients(subject: Subject, expect: Findings) -> None:
-    """In reverse mode and with checkpoints, gradients of data, conditions and parameters are those of plain autograd."""
+    """In reverse mode and with checkpoints, the gradients of data, conditions and parameters are plain autograd's."""
     plain = _gradients(subject, "plain")
     for mode in ("reverse", "checkpoint"):
         found = _gradients(subject, mode)
         for name, want in plain.items():
-            expect.close(
-                found[name], want, f"backprop='{mode}': the gradient of {name} is not plain autograd's", TOLERANCE
-            )
+            text = f"backprop={mode!r}: the gradient of {name} is not plain autograd's"
+            expect.close(found[name], want, text, TOLERANCE)
