@@ -73,12 +73,13 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
     "demo": ColorizationRecipe(
         levels=(
             Level(),
-            Level(couplings=2, hidden=(32, 32), kernels=((3, 1, 1),), limit=1.5, keep=2),
-            Level(couplings=3, hidden=(48, 48), kernels=((3, 1, 1),), limit=1.5, keep=2),
-            Level(couplings=4, hidden=(64, 64), kernels=((3, 1, 1),), limit=1.5, keep=2),
+            Level(couplings=2, hidden=(32, 32), kernels=((3, 1, 1),), limit=1.0, keep=2),
+            Level(couplings=3, hidden=(48, 48), kernels=((3, 1, 1),), limit=1.0, keep=2),
+            Level(couplings=4, hidden=(64, 64), kernels=((3, 1, 1),), limit=1.0, keep=2),
+            Level(couplings=4, hidden=(64, 64), kernels=((3, 1, 1),), limit=1.0, keep=2),
         ),
-        dense=Level(couplings=4, hidden=128, limit=1.0),
-        features={"channels": (16, 24, 32), "first": 1, "vector": 32},
+        dense=Level(couplings=6, hidden=(128, 128), limit=1.0),
+        features={"channels": (16, 32, 48, 64), "first": 1, "vector": 96},
         couple="details",
         rebalance=0.5,
         normalize=True,
@@ -116,7 +117,7 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
 
     | preset | ab | L | parameters | what it is |
     | --- | --- | --- | --- | --- |
-    | `"demo"` | 64 x 64 | 64 x 64 | 603,890 | for two cores and a few minutes |
+    | `"demo"` | 64 x 64 | 64 x 64 | 1,413,050 | for two cores and a few minutes |
     | `"small"` | 64 x 64 | 64 x 64 | 11,010,760 | the authors' minimal example, layer by layer |
     | `"paper"` | 64 x 64 | 256 x 256 | 66,104,400 | section 4.2: 22 convolutional couplings, 8 fully connected |
 

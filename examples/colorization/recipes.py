@@ -38,7 +38,7 @@ class Recipe:
 
 RECIPES = {
     # Two cores, about three minutes.
-    "demo": Recipe(steps=600, batch_size=16, lr=2e-3, noise=0.05),
+    "demo": Recipe(steps=450, batch_size=16, lr=3e-3, noise=0.05),
     # The authors' minimal example.
     "small": Recipe(steps=60_000, batch_size=48, lr=1e-3, noise=0.005),
     # Adam 1e-3, divided by 10 at 100,000 and 200,000 of about 250,000 iterations, batch 48.

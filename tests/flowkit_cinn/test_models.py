@@ -8,8 +8,8 @@ import flowkit as fk
 from flowkit_cinn import ColorizationRecipe, ConditionalCoupling, FeaturePyramid, Level, colorization_cinn
 from flowkit_cinn.models import COLORIZATION
 
-PARAMETERS = {"demo": 603_890, "small": 11_010_760, "paper": 66_104_400}
-UNCONDITIONAL = {"demo": 299_250, "small": 6_401_160, "paper": 13_499_664}
+PARAMETERS = {"demo": 1_413_050, "small": 11_010_760, "paper": 66_104_400}
+UNCONDITIONAL = {"demo": 434_058, "small": 6_401_160, "paper": 13_499_664}
 
 
 def count(module):
@@ -113,20 +113,21 @@ def test_paper_layer_list():
 def test_demo_layer_list():
     flow = colorization_cinn("demo")
     expected = []
-    for couplings, size in ((2, 32), (3, 16), (4, 8)):
+    for couplings, size in ((2, 32), (3, 16), (4, 8), (4, 4)):
         expected += [
             ("HaarDownsample", (8, size, size)),
             ("ActNorm", (8, size, size)),
             ("Split", (2, size, size), (6, size, size)),
             *blocks("ConditionalCoupling", (6, size, size), couplings),
         ]
-    assert layers(flow) == [*expected, ("Flatten", (128,)), *blocks("ConditionalCoupling", (128,), 4)]
+    assert layers(flow) == [*expected, ("Flatten", (32,)), *blocks("ConditionalCoupling", (32,), 6)]
     couplings = [m for m in flow.network.modules() if isinstance(m, ConditionalCoupling)]
     assert [c.condition_shapes for c in couplings] == [
         *[((16, 32, 32), (2, 32, 32))] * 2,
-        *[((24, 16, 16), (2, 16, 16))] * 3,
-        *[((32, 8, 8), (2, 8, 8))] * 4,
-        *[((32,),)] * 4,
+        *[((32, 16, 16), (2, 16, 16))] * 3,
+        *[((48, 8, 8), (2, 8, 8))] * 4,
+        *[((64, 4, 4), (2, 4, 4))] * 4,
+        *[((96,),)] * 6,
     ]
 
 
@@ -211,9 +212,9 @@ def test_float32_round_trip_with_all_weights_redrawn(preset):
 
 
 def test_log_det_is_the_jacobians():
-    flow = colorization_cinn("demo", size=8, photo_size=8)
+    flow = colorization_cinn("demo", size=16, photo_size=16)
     redraw(flow).eval()
-    x, photo = torch.randn(1, 2, 8, 8), torch.randn(1, 1, 8, 8)
+    x, photo = torch.randn(1, 2, 16, 16), torch.randn(1, 1, 16, 16)
     matrix = torch.autograd.functional.jacobian(
         lambda flat: flow(flat.reshape(x.shape), given=photo)[0][0], x.flatten()
     )
@@ -272,7 +273,7 @@ def test_refused_in_one_sentence():
         colorization_cinn("large")
     with pytest.raises(fk.ConfigError, match=r"colorization_cinn can override levels, dense, .* not depth"):
         colorization_cinn("demo", depth=3)
-    with pytest.raises(fk.ConfigError, match=r"need 3 maps and a vector, and features=.* gives 2 features in all"):
+    with pytest.raises(fk.ConfigError, match=r"need 4 maps and a vector, and features=.* gives 2 features in all"):
         colorization_cinn("demo", features={"channels": (4, 4)})
     with pytest.raises(fk.ConfigError, match="couple must be 'all', 'rest' or 'details', got 'none'"):
         colorization_cinn("demo", couple="none")
