@@ -13,6 +13,7 @@ from flowkit import registry
 
 @pytest.fixture(autouse=True)
 def clean():
+    fk.registered()  # everything that is installed, before the copies are made
     kept = dict(registry._objects), dict(registry._examples), dict(registry._loaded)
     yield
     for table, before in zip((registry._objects, registry._examples, registry._loaded), kept, strict=True):
@@ -137,6 +138,7 @@ def install(tmp_path, monkeypatch):
 
         monkeypatch.setattr(registry.importlib.metadata, "entry_points", entry_points)
 
+    registry._loaded.pop("acme", None)  # another test may have registered something of that prefix
     yield entry
     sys.modules.pop("acme_plugin", None)
 

@@ -59,6 +59,7 @@ def test_unregistered_parts_are_refused_by_name_in_one_line_and_nothing_is_writt
 
 
 def test_registered_parts_of_one_s_own_are_written(path):
+    fk.registered()
     kept = dict(registry._objects)
     try:
 

@@ -255,8 +255,8 @@ def test_every_law_says_what_it_says_and_where_it_stands():
     for each in all_laws().values():
         assert each.statement.endswith((".", ").")), each.name
         numbers.add(each.number)
-    # 6 and 8 need other processes; 11 is reverse mode's, 13 the splines'.
-    assert numbers == {1, 2, 3, 4, 5, 7, 9, 10, 12, 14, 15}
+    # 6 and 8 need other processes; 13 is the splines'.
+    assert numbers == {1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 14, 15}
 
 
 def test_cases_run_the_process_laws_together_and_once(monkeypatch):
