@@ -103,26 +103,31 @@ def held_out(flow: Flow, source: Source) -> tuple[Crop, list[str]]:
     return held_out_batch(source.held_out, photo_size=sizes.photo, ab_size=sizes.ab, count=HELD_OUT_IMAGES)
 
 
-@torch.no_grad()
 def held_out_bits(flow: Flow, crops: Crop, noise: float, seed: int = 0) -> Estimate:
     """-log2 q(ab | L) / D of held-out crops, of normalised ab with the noise that it was trained with."""
+    return bootstrap(bits_of_each(flow, crops, noise, seed))
+
+
+@torch.no_grad()
+def bits_of_each(flow: Flow, crops: Crop, noise: float, seed: int = 0) -> torch.Tensor:
+    """The same for every crop, `(B,)`."""
     ab = crops["ab"] + noise * keyed_noise(crops["ab"], seed, "held out", range(len(crops["ab"])))
     log_prob = [
         flow.log_prob(ab[rows], given=crops["photo"][rows] if flow.condition_shapes else None)
         for rows in row_slices(len(ab))
     ]
-    return bootstrap(bits_per_dimension(torch.cat(log_prob), flow.dim))
+    return bits_per_dimension(torch.cat(log_prob), flow.dim)
 
 
 def train_and_judge(
     flow: Flow, source: Source, settings: Settings, *, device: str = "auto", callbacks: Sequence[Any] = ()
-) -> Estimate:
-    """Train any colorization flow, conditional or not, for `settings.steps`: its held-out bits per dimension.
+) -> torch.Tensor:
+    """Train any colorization flow, conditional or not, for `settings.steps`: the bits of each held-out image.
 
-    So the conditional flow can be compared with the same flow trained without its condition.
+    So the conditional flow can be compared, image by image, with the same flow trained without its condition.
     """
     train(flow, source, settings, device=device, callbacks=callbacks)
-    return held_out_bits(flow, held_out(flow, source)[0], settings.noise, settings.seed)
+    return bits_of_each(flow, held_out(flow, source)[0], settings.noise, settings.seed)
 
 
 def row_slices(count: int, rows: int = ROWS) -> list[slice]:
