@@ -76,7 +76,9 @@ def command(options: Any, steps: int | None, data: str, device: str) -> None:
     section = Section(f"Colorization, demo preset, {steps} steps", COLUMNS)
     report.measure(section, rows(), 2)
     saved = bootstrap(bits[1] - bits[0])  # image by image: what makes an image hard is hard for both
-    section.note = f"the condition saves {saved.mean:.4f} bits per dimension, bootstrap error {saved.error:.4f} (paired)"
+    section.note = (
+        f"the condition saves {saved.mean:.4f} bits per dimension, bootstrap error {saved.error:.4f} (paired)"
+    )
     click.echo(section.note)
     report.finish(_plot)
 

@@ -16,6 +16,7 @@ from flowkit.diagnostics import timings
 from flowkit.memory import LiveBytes, saved_bytes
 
 from ._common import Column, Report, Section, bench_options
+from ._common.allocator import keep_freed_memory
 from ._common.peers import installed, quiet
 
 SHAPE, CONDITION, HIDDEN = (8, 32, 32), (8, 32, 32), 32
@@ -64,6 +65,7 @@ def command(options: Any, blocks: tuple[int, ...], batch: int, rounds: int) -> N
     """
     if options.quick:
         blocks, batch, rounds = (2, 4), 2, 1
+    keep_freed_memory()
     report = Report("memory", options, blocks=blocks, batch=batch, rounds=rounds)
     section = Section(f"Gradients of a chain of convolutional couplings, batch {batch}", COLUMNS)
     report.measure(section, _rows(blocks, batch, rounds), len(blocks) * (len(WAYS) + 1))
@@ -76,9 +78,7 @@ def _rows(blocks: tuple[int, ...], batch: int, rounds: int) -> Iterator[dict[str
         flow, steps, measured = chain(depth), {}, []
         for way in WAYS:
             loss = _ours(flow, way, x, c)
-            row = _measure(way.name, loss, flow, [x, c])
-            row["drift"] = flow.drift if flow.backprop == "reverse" and flow.network.snapshots else None
-            measured.append(row)
+            measured.append(_measure(way.name, loss, flow, [x, c]))
             steps[way.name] = _step(loss, flow)
         if "FrEIA" in installed():
             with quiet():
@@ -161,8 +161,10 @@ def _measure(name: str, loss: Callable[[], Tensor], module: nn.Module, data: lis
     gradients = sum(p.numel() * p.element_size() for p in module.parameters())
     with LiveBytes() as counter:
         step()
+    inverted = isinstance(module, fk.Flow) and module.backprop == "reverse" and module.network.snapshots
+    drift = module.drift if inverted else None
     saved = saved_bytes(loss, besides=[*data, *module.parameters(), *module.buffers()])
-    return {"gradients": name, "saved": saved / MIB, "peak": (counter.peak - gradients) / MIB}
+    return {"gradients": name, "saved": saved / MIB, "peak": (counter.peak - gradients) / MIB, "drift": drift}
 
 
 def _plot(figure: Any, report: Report) -> None:

@@ -36,7 +36,7 @@ def small_colorization(steps: int, quick: bool = False, size: int = 64) -> Itera
     yield Network(name, "at start", copy.deepcopy(flow).eval(), batch)
     yield Network(name, "redrawn", redraw(copy.deepcopy(flow).eval(), torch.randn_like(ab), photo), batch)
     crops = _photographs(size, 0)
-    yield Network(name, f"trained, {steps} steps", train(flow, lambda: crops(BATCH), steps), batch)
+    yield Network(name, f"trained, {steps} steps", train(flow, lambda: crops(BATCH), steps), conditions)
 
 
 def _photographs(size: int, seed: int) -> Callable[[int], Batch]:

@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Network:
-    """A flow in one state, and data for it: standard normal for `x`, real or synthetic conditions."""
+    """A flow in one state, and data for it: standard normal for `x`, of a trained one data like those it has learnt."""
 
     name: str
     state: str
@@ -47,7 +47,10 @@ def coupling_chain(depth: int, steps: int) -> Iterator[Network]:
     def batch(rows: int) -> Batch:
         return torch.randn(rows, 64, dtype=torch.float32), None
 
+    def curved(rows: int) -> Batch:
+        return curved_data(rows).float(), None
+
     flow = chain(depth).float()
     yield Network(name, "at start", copy.deepcopy(flow).eval(), batch)
     yield Network(name, "redrawn", redraw(copy.deepcopy(flow)).eval(), batch)
-    yield Network(name, f"trained, {steps} steps", train(flow, lambda: (curved_data(256).float(), None), steps), batch)
+    yield Network(name, f"trained, {steps} steps", train(flow, lambda: (curved_data(256).float(), None), steps), curved)
