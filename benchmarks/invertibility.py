@@ -107,7 +107,8 @@ def _measure_networks(report: Report, rows: int, steps: int, quick: bool) -> Non
             yield from (_network_row(n, min(rows, 4)) for n in colorization.small_colorization(steps, quick))
 
     columns = (Column("network", ""), Column("weights", REDRAWN), *BY_DTYPE, *BY_SCALE, LOG_DETS)
-    report.measure(Section("Networks", columns), measured(), 3 + 3 * colorization.is_available())
+    note = "Trained networks are measured on data like those they learnt, in place of standard normal input."
+    report.measure(Section("Networks", columns, note=note), measured(), 3 + 3 * colorization.is_available())
 
 
 def _network_row(network: Network, rows: int) -> dict[str, Any]:
