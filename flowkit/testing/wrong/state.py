@@ -71,9 +71,13 @@ class ProcessConstant(ForgetsConstant):
 class IdNames(Scale):
     """A parameter named by `id()`: the name depends on what was allocated before."""
 
+    _alive: ClassVar[list[object]] = []  # an id may come again once its object is gone, and the name with it
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        self.name = f"v_{id(self)}"
+        mark = object()
+        self._alive.append(mark)
+        self.name = f"v_{id(mark)}"
         self.register_parameter(self.name, nn.Parameter(torch.zeros(shape)))
 
     def shift(self, x: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
