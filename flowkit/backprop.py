@@ -95,12 +95,13 @@ class Pass:
         if part.views:
             outputs = as_tuple(part(*inputs)[0])
             return outputs, as_tuple(_Views.apply(part, len(outputs), *carriers))
-        keep = self.keep_inputs or part.stochastic or part.iterative or part.adaptive or part.dimension_changing
+        inexact = part.stochastic or part.iterative or part.adaptive or part.dimension_changing
+        keep = self.keep_inputs or inexact or part.slow_inverse
         result = part(*inputs, *conditions, carriers=(tuple(carriers), self.log_det, keep, self.chunk))
         count = len(result) // 2
         outputs, carriers, self.log_det = result[:count], result[count:-1], result[-1]
         has_parameters = next(part.parameters(), None) is not None
-        self.blocks += has_parameters
+        self.blocks = 0 if keep else self.blocks + has_parameters  # what is kept serves as a snapshot, too
         if has_parameters and not keep and self.snapshots and self.blocks % self.snapshots == 0:
             outputs, carriers = self.anchor(outputs, carriers, self.drift)
         return tuple(outputs), tuple(carriers)

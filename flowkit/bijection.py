@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from flowkit.shapes import Shape, as_shape, as_shapes
 
 Output = Tensor | tuple[Tensor, ...]
+HALF = (torch.float16, torch.bfloat16)
+EVENT_DIMS: tuple[tuple[int, ...], ...] = ((), (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4))  # by a batch's rank
 
 
 class Bijection(nn.Module):
@@ -44,6 +46,7 @@ class Bijection(nn.Module):
     stochastic: bool = False  # forward draws from torch's generator; its log-det may be an estimate or bound
     iterative: bool = False  # the inverse is found by iteration, to `tolerance`
     tolerance: float = 0.0
+    slow_inverse: bool = False  # the inverse takes many passes, as an autoregressive map's: reverse mode avoids it
     adaptive: bool = False  # the number of steps depends on the data: not for full-graph compile or export
     dimension_changing: bool = False  # not a bijection in the strict sense: the likelihood is a bound
     integer_conditions: bool = False  # takes integer labels as they are
@@ -149,9 +152,10 @@ def as_tuple(output: Output) -> tuple[Tensor, ...]:
 
 def event_sum(values: Tensor) -> Tensor:
     """Sum over every dimension but the batch, `(B, ...)` to `(B,)`, in float32 or wider."""
-    dims = tuple(range(1, values.dim()))
-    wide = values.dtype if values.dtype == torch.float64 else torch.float32
-    return values.sum(dims, dtype=wide) if dims else values.to(wide)
+    dims = EVENT_DIMS[values.dim()] if values.dim() < len(EVENT_DIMS) else tuple(range(1, values.dim()))
+    if values.dtype in HALF:
+        values = values.float()
+    return values.sum(dims) if dims else values
 
 
 def zero_log_det(x: Tensor) -> Tensor:

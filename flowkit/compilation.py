@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=nn.Module)
 ATTRIBUTES = {"forward": "_compiled_call_impl", "inverse": "inverse", "inverse_only": "inverse_only"}
 
 
-def compile(flow: F, **options: Any) -> F:  # the public name is fk.compile, as torch's is torch.compile
+def compile(flow: F, *, whole: bool = False, **options: Any) -> F:  # fk.compile, as torch's is torch.compile
     """Compile a flow, in place, in both directions; the same flow is returned.
 
     Each block is compiled by itself, and blocks that are alike share one artifact: compile time does not grow with
@@ -28,12 +28,17 @@ def compile(flow: F, **options: Any) -> F:  # the public name is fk.compile, as 
     State names, saving and copying are as before; a copy is not compiled. Blocks that are declared `adaptive` are
     left as they are.
 
+    On small data the call of each artifact is felt. `whole=True` compiles the whole network as one artifact a
+    direction: compile time then grows with depth, and gradients must be plain.
+
     Args:
         flow: a `Flow`, or a `Bijection`.
+        whole: one artifact for the whole network instead of one for each kind of block.
         options: passed on to `torch.compile`: `mode`, `backend`, ...
 
     Raises:
-        ConfigError: something else than a flow or a bijection.
+        ConfigError: something else than a flow or a bijection; `whole` where gradients are not plain, or where a
+            block is adaptive.
 
     >>> import flowkit as fk
     >>> flow = fk.compile(fk.Flow(fk.AffineCoupling((4,))), backend="eager")
@@ -43,7 +48,10 @@ def compile(flow: F, **options: Any) -> F:  # the public name is fk.compile, as 
     blocks = [m for m in flow.modules() if isinstance(m, Bijection) and not isinstance(m, InvertibleNetwork)]
     if not blocks:
         raise ConfigError(f"fk.compile takes a Flow or a Bijection, got {type(flow).__name__}")
+    if whole:
+        blocks = [_all_of(flow, blocks)]
     inside = {id(part) for block in blocks for part in block.modules() if part is not block}
+    options.setdefault("fullgraph", True)
     alike: dict[str, dict[str, Callable]] = {}
     for block in blocks:
         if id(block) in inside or block.adaptive:
@@ -51,10 +59,28 @@ def compile(flow: F, **options: Any) -> F:  # the public name is fk.compile, as 
         compiled = alike.setdefault(_likeness(block), {})
         for direction in ATTRIBUTES:
             if direction not in compiled:
-                compiled[direction] = torch.compile(_caller(direction), fullgraph=True, **options)
+                compiled[direction] = torch.compile(_caller(direction), **options)
         for direction, attribute in ATTRIBUTES.items():
             block.__dict__[attribute] = _Compiled(direction, compiled[direction], block)
     return flow
+
+
+def _all_of(flow: nn.Module, blocks: list[Bijection]) -> Bijection:
+    """What is compiled as a whole: the network of a flow, or the bijection itself."""
+    top: Any = flow if isinstance(flow, Bijection) else getattr(flow, "network", None)
+    if not isinstance(top, Bijection):
+        raise ConfigError(f"fk.compile(whole=True) takes a Flow or a Bijection, got {type(flow).__name__}")
+    if getattr(top, "backprop", "plain") != "plain":
+        raise ConfigError(
+            f"fk.compile(whole=True) needs backprop='plain', got {top.backprop!r}: compiled as a whole, what is "
+            "computed again would be kept; leave whole=False"
+        )
+    if adaptive := next((block for block in blocks if block.adaptive), None):
+        raise ConfigError(
+            f"fk.compile(whole=True) cannot take {type(adaptive).__name__}, whose number of steps depends on the data: "
+            "leave whole=False"
+        )
+    return top
 
 
 class _Compiled:
@@ -71,10 +97,12 @@ class _Compiled:
         return self.function(self.block, *tensors, **keywords)
 
 
-def _mark_batch(values: tuple) -> None:
+def _mark_batch(values: Iterable) -> None:
     for value in values:
         if isinstance(value, tuple):  # carriers, or what was prepared of the conditions
             _mark_batch(value)
+        elif isinstance(value, dict):  # a network's, by wire and by node
+            _mark_batch(value.values())
         elif isinstance(value, Tensor) and value.dim() and value.shape[0] > 1:
             torch._dynamo.maybe_mark_dynamic(value, 0)
 

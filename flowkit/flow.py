@@ -13,7 +13,7 @@ from flowkit.backprop import check_options
 from flowkit.bijection import Bijection, Prepared, as_tuple
 from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, sizes_of, to_rows
 from flowkit.conditional import FlowDistribution
-from flowkit.errors import InputError
+from flowkit.errors import ConfigError, InputError
 from flowkit.graph import Graph, InvertibleNetwork, Wire
 from flowkit.shapes import Shape, numel
 from flowkit.trace import Trace, check_finite, initialize, trace
@@ -187,6 +187,8 @@ class Flow(nn.Module):
     @backprop.setter
     def backprop(self, mode: str) -> None:
         check_options(mode, self.network.snapshots, self.network.chunk, self.network.budget)
+        if mode != "plain" and self.network._compiled_call_impl is not None:
+            raise ConfigError(f"a flow compiled as a whole takes backprop='plain' alone, got {mode!r}")
         self.network.backprop = mode
 
     @property

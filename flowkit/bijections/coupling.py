@@ -17,6 +17,7 @@ from flowkit.subnets import MLP, ConvNet, ResidualNet, build_subnet
 from flowkit.univariate import Affine, Univariate
 
 HALVES = ("first", "second")
+NOTHING_PREPARED = (None, None)
 
 
 class Coupling(Bijection):
@@ -94,13 +95,13 @@ class Coupling(Bijection):
         """Both halves after all steps, and each step's log-derivatives."""
         prepared = given[0] if given and isinstance(given[0], Prepared) else None
         c = join(given) if prepared is None else None
-        halves, log_derivatives = list(x.split(self.sizes, 1)), []
-        order = range(len(self.steps))
-        for i in reversed(order) if inverse else order:
-            half, univariate = self.steps[i], self.univariates[i]
-            predicted = self.subnets[i](halves[1 - half], c, None if prepared is None else prepared[i])
+        halves, log_derivatives = list(torch.split_with_sizes(x, self.sizes, 1)), []
+        # The containers are iterated and the univariate maps called without their hooks: on small data this is felt.
+        stages = list(zip(self.steps, self.subnets, self.univariates, prepared or NOTHING_PREPARED))
+        for half, subnet, univariate, part in reversed(stages) if inverse else stages:
+            predicted = subnet(halves[1 - half], c, part)
             parameters = predicted.chunk(univariate.parameters_per_element, 1)  # views, not copies
-            apply = univariate.inverse if inverse else univariate
+            apply = univariate.inverse if inverse else univariate.forward
             halves[half], log_derivative = apply(halves[half], *parameters)
             log_derivatives.append(log_derivative)
         return halves, log_derivatives

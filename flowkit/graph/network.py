@@ -274,21 +274,28 @@ class InvertibleNetwork(Bijection):
     def _run(
         self, steps: Sequence[Step], values: Values, prepared: dict | None, like: Tensor, *, inverse: bool
     ) -> Tensor:
-        total, rows, modules = None, like.shape[0], self.nodes._modules
+        log_dets, rows, modules = [], like.shape[0], self.nodes._modules
         for step in steps:
             if step.features:
                 self._run_features(step, values, None if prepared is None else rows)
             else:
                 part: Any = modules[step.name]
-                arguments = (*[values[i] for i in step.takes], *self._given(step, values, prepared, rows))
+                arguments = [values[i] for i in step.takes]
+                if step.given:
+                    arguments += self._given(step, values, prepared, rows)
                 outputs, log_det = part.inverse(*arguments) if inverse else part(*arguments)
-                values.update(zip(step.gives, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+                if isinstance(outputs, tuple):
+                    values.update(zip(step.gives, outputs, strict=True))
+                else:
+                    values[step.gives[0]] = outputs
                 if not part.volume_preserving:
-                    total = log_det if total is None else total + log_det
+                    log_dets.append(log_det)
             for i in step.drops:
                 del values[i]
-        if total is not None:
-            return total
+        if len(log_dets) > 1:
+            return torch.stack(log_dets).sum(0)  # one operation for all, where adding them up takes one each
+        if log_dets:
+            return log_dets[0]
         return like.new_zeros(rows, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
     def _run_features(self, step: Step, values: Values, rows: int | None = None) -> None:
@@ -323,7 +330,7 @@ class InvertibleNetwork(Bijection):
         parts: list[Any] = [self.nodes._modules[s.name] for s in self._schedule.forward if not s.features]
         for promise in ("constant_log_det", "volume_preserving"):
             setattr(self, promise, all(getattr(part, promise) for part in parts))
-        for nature in ("stochastic", "iterative", "adaptive", "dimension_changing"):
+        for nature in ("stochastic", "iterative", "slow_inverse", "adaptive", "dimension_changing"):
             setattr(self, nature, any(getattr(part, nature) for part in parts))
         self.tolerance = max([part.tolerance for part in parts], default=0.0)
 

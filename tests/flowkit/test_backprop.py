@@ -322,3 +322,59 @@ def test_compiled_blocks_have_plain_gradients_and_flat_memory():
         gradients(deep, lambda f: f.log_prob(torch.randn(64, 6)).mean())  # compiled before bytes are counted
         bytes_at[depth] = saved(deep)
     assert bytes_at[4] == bytes_at[8]
+
+
+class Costly(fk.Bijection):
+    """A scaling whose inverse must not be called in backward."""
+
+    slow_inverse = True
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.w = nn.Parameter(torch.full(shape, 0.3))
+
+    def forward(self, x):
+        return x * self.w.exp(), self.w.sum().expand(x.shape[0])
+
+    def inverse(self, y):
+        raise AssertionError("inverted")
+
+
+def test_a_slow_inverse_is_not_inverted_and_what_it_keeps_serves_as_a_snapshot():
+    graph = fk.Graph()
+    x = graph.input("x", (6,))
+    for i in range(12):
+        subnet = fk.MLP(hidden=(8,), activation="silu")
+        x = graph.add(Costly, x) if i % 4 == 3 else graph.add(fk.AffineCoupling, x, subnet=subnet)
+    graph.output("z", x)
+    flow, x = perturb(fk.Flow(graph)), torch.randn(64, 6)
+    plain = gradients(flow, lambda f: f.log_prob(x).mean())
+    set_mode(flow, "reverse", snapshots=0)
+    assert_equal(gradients(flow, lambda f: f.log_prob(x).mean()), plain)
+    without = saved(flow)
+    set_mode(flow, "reverse", snapshots=8)
+    assert saved(flow) == without
+
+
+def test_a_flow_compiled_as_a_whole_computes_the_same_and_stays_plain():
+    torch.compiler.reset()
+    flow, x = rich_flow(), None
+    x, given = rich_data()
+    want = gradients(flow, lambda f: f.log_prob(x, given=given).mean(), [x["ab"]])
+    torch.manual_seed(1)
+    samples = flow.sample((3,), given=given)
+    assert fk.compile(flow, whole=True, backend="aot_eager") is flow
+    assert_equal(gradients(flow, lambda f: f.log_prob(x, given=given).mean(), [x["ab"]]), want)
+    torch.manual_seed(1)
+    assert torch.allclose(flow.sample((3,), given=given)["ab"], samples["ab"])
+    with pytest.raises(fk.ConfigError, match="compiled as a whole takes backprop='plain' alone, got 'reverse'"):
+        flow.backprop = "reverse"
+    assert copy.deepcopy(flow).network._compiled_call_impl is None
+    with pytest.raises(fk.ConfigError, match=r"whole=True\) needs backprop='plain', got 'reverse'"):
+        fk.compile(chain(2, backprop="reverse"), whole=True)
+    with pytest.raises(fk.ConfigError, match=r"whole=True\) cannot take Adaptive"):
+        fk.compile(fk.Flow(Adaptive((2,))), whole=True)
+
+
+class Adaptive(Costly):
+    adaptive = True
