@@ -135,8 +135,7 @@ class _Step(torch.autograd.Function):
         inputs, rest = tensors[:count], tensors[2 * count + 1 :]
         conditions = rest[: len(part.condition_shapes)]
         ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
-        simulated = torch.compiler.is_compiling() or inputs[0].is_meta
-        ctx.replay = None if simulated else Replay(part, inputs[0])
+        ctx.replay = None if torch.compiler.is_compiling() else Replay(part, inputs[0])
         outputs, own = _in_chunks(part, inputs, conditions, chunk)
         if ctx.replay is not None:
             ctx.replay.ran()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flowkit.bijection import as_tuple, event_sum
 from flowkit.errors import BudgetWarning
 
 if TYPE_CHECKING:
@@ -117,9 +118,10 @@ def peak_bytes(network: InvertibleNetwork, values: dict[int, Tensor], cut: int) 
     inputs = {index: _on_meta(value) for index, value in values.items()}
     with _moved_to_meta(network), LiveBytes() as counter:
         outputs, log_det = network._frugal(inputs, None, cut)
-        loss = log_det.sum()
-        for part in outputs if isinstance(outputs, tuple) else (outputs,):
-            loss = loss + part.square().sum()
+        log_prob = log_det  # of a normal base, as most flows have
+        for part in as_tuple(outputs):
+            log_prob = log_prob - event_sum(0.5 * part.square())
+        loss = -log_prob.mean()
         targets = [t for t in (*inputs.values(), *network.parameters()) if t.requires_grad]
         torch.autograd.grad(loss, targets, allow_unused=True)
     return counter.peak

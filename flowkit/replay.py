@@ -21,7 +21,7 @@ class Replay:
         watch = part.training or getattr(part, "stochastic", False)
         self._random = _random_state(like.device) if watch else None
         self._buffers = [(b, b.clone()) for b in part.buffers()] if watch else []
-        kind = like.device.type
+        kind = "cpu" if like.is_meta else like.device.type  # on meta bytes are counted, those kept here too
         self._autocast = (
             kind,
             torch.get_autocast_dtype(kind),

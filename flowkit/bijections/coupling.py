@@ -97,7 +97,7 @@ class Coupling(Bijection):
         c = join(given) if prepared is None else None
         halves, log_derivatives = list(torch.split_with_sizes(x, self.sizes, 1)), []
         # The containers are iterated and the univariate maps called without their hooks: on small data this is felt.
-        stages = list(zip(self.steps, self.subnets, self.univariates, prepared or NOTHING_PREPARED))
+        stages = list(zip(self.steps, self.subnets, self.univariates, prepared or NOTHING_PREPARED, strict=False))
         for half, subnet, univariate, part in reversed(stages) if inverse else stages:
             predicted = subnet(halves[1 - half], c, part)
             parameters = predicted.chunk(univariate.parameters_per_element, 1)  # views, not copies
@@ -137,24 +137,18 @@ class Coupling(Bijection):
             passive = halves[1 - half].detach().requires_grad_()
             with torch.enable_grad():
                 predicted = self.subnets[i](passive, join(conditions))
-            raw = predicted.detach().requires_grad_()
-            parameters = raw.chunk(univariate.parameters_per_element, 1)
-            with torch.no_grad():
-                active = univariate.inverse(halves[half], *parameters)[0].detach()
-            own = [p for p in univariate.parameters() if p.requires_grad]
-            active.requires_grad_()
-            with torch.enable_grad():
-                y, log_derivative = univariate(active, *raw.chunk(univariate.parameters_per_element, 1))
-            grad_active, grad_raw, *grad_own = torch.autograd.grad(
-                (y, log_derivative), [active, raw, *own], (grads[half], grad_log.expand_as(log_derivative))
+            parameters = predicted.detach().chunk(univariate.parameters_per_element, 1)
+            active, grad_active, grad_parameters, own = univariate.undo(halves[half], parameters, grads[half], grad_log)
+            grad_passive, *rest = torch.autograd.grad(
+                predicted, [passive, *wanted], torch.cat(tuple(grad_parameters), 1), allow_unused=True
             )
-            grad_passive, *rest = torch.autograd.grad(predicted, [passive, *wanted], grad_raw, allow_unused=True)
             found = [b if a is None else a if b is None else a + b for a, b in zip(found, rest, strict=True)]
-            for parameter, grad in zip(own, grad_own, strict=True):
-                place = next(k for k, w in enumerate(wanted) if w is parameter)
-                earlier = found[place]  # of the other step, where an author's halves share a univariate map
-                found[place] = grad if earlier is None else earlier + grad
-            halves[half], grads[half] = active.detach(), grad_active
+            for name, parameter in univariate.named_parameters():
+                if name in own:
+                    place = next(k for k, w in enumerate(wanted) if w is parameter)
+                    earlier = found[place]  # of the other step, where an author's halves share a univariate map
+                    found[place] = own[name] if earlier is None else earlier + own[name]
+            halves[half], grads[half] = active, grad_active
             grads[1 - half] = grads[1 - half] + grad_passive
         return [torch.cat(halves, 1)], [torch.cat(grads, 1)], found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    return value if value.dtype == like.dtype else value.to(like.dtype)  # a call of `to` costs even where it does nothing
+    return (
+        value if value.dtype == like.dtype else value.to(like.dtype)
+    )  # a call of `to` costs even where it does nothing
 
 
 class Affine(Univariate):
@@ -78,6 +81,33 @@ class Affine(Univariate):
         raw, shift = parameters
         minus_s = -self.log_scale(raw)
         return (_as(y, minus_s) - shift) * minus_s.exp(), minus_s
+
+    def undo(
+        self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor], dict[str, Tensor]]:
+        """In closed form: x exp(s) = y - t, so the gradient of s is grad_y (y - t) + grad_log."""
+        raw, shift = parameters
+        r = raw.float() if raw.dtype in HALF else raw
+        own: dict[str, Tensor] = {}
+        if self.clamp == "tanh":
+            gate = torch.sigmoid(r + r)
+            tanh = gate + gate - 1
+            s, slope = self.gamma * tanh, self.gamma * (4 * gate * (1 - gate))
+        elif self.clamp == "atan":
+            over = r if self.limit == 1 else r / self.limit
+            s, slope = torch.atan(over) * (self.limit * ATAN_FACTOR), ATAN_FACTOR / (1 + over.square())
+        elif self.clamp == "softsign":
+            below = 1 / (1 + r.abs() / self.limit)
+            s, slope = r * below, below.square()
+        else:
+            s, slope = r, None
+        shrink = (-s).exp()
+        scaled = _as(y, s) - shift
+        grad_s = torch.addcmul(grad_log, grad_y, scaled)
+        if self.clamp == "tanh" and self.gamma.requires_grad:
+            own["gamma"] = (grad_s * tanh).sum_to_size(self.gamma.shape)
+        grad_raw = grad_s if slope is None else grad_s * slope
+        return scaled * shrink, grad_y / shrink, (grad_raw.to(raw.dtype), grad_y.to(shift.dtype)), own
 
     def extra_repr(self) -> str:
         """The clamp and its bound."""

@@ -81,3 +81,27 @@ def test_the_contract_says_what_is_missing():
 
 def test_pickles_and_says_what_it_is():
     assert repr(pickle.loads(pickle.dumps(fk.Affine((3,), "atan", 1.0)))) == "Affine(clamp='atan', limit=1)"
+
+
+@pytest.mark.parametrize("clamp", ["tanh", "atan", "softsign", None])
+def test_undo_in_closed_form_is_what_autograd_finds(clamp, limit):
+    affine = fk.Affine((3, 2), clamp, limit)
+    for parameter in affine.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    x, parameters = torch.randn(5, 3, 2), [torch.randn(5, 3, 2) for _ in range(2)]
+    y = affine(x, *parameters)[0].detach()
+    grad_y, grad_log = torch.randn(5, 3, 2), torch.randn(5, 1, 1)
+    with torch.no_grad():
+        got = affine.undo(y, parameters, grad_y, grad_log)
+        want = fk.Univariate.undo(affine, y, parameters, grad_y, grad_log)
+    assert torch.allclose(got[0], x, rtol=1e-12)
+    for a, b in zip((*got[:2], *got[2], *got[3].values()), (*want[:2], *want[2], *want[3].values()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-13)
+    assert got[3].keys() == want[3].keys() == ({"gamma"} if clamp == "tanh" else set())
+
+
+def test_undo_gives_no_gradient_to_a_frozen_gamma():
+    affine = fk.Affine((3,))
+    affine.gamma.requires_grad_(False)
+    with torch.no_grad():
+        assert affine.undo(torch.ones(2, 3), [torch.ones(2, 3)] * 2, torch.ones(2, 3), torch.ones(2, 1))[3] == {}
