@@ -1,7 +1,8 @@
-"""Training memory: bytes that autograd keeps and the peak of a step, by mode and depth, beside FrEIA; and the time."""
+"""Training memory: bytes that autograd keeps and the peak of a step, by mode and depth, beside the peers; and time."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,16 +17,20 @@ from flowkit.diagnostics import timings
 from flowkit.memory import LiveBytes, saved_bytes
 
 from ._common import Column, Report, Section, bench_options
+from ._common.agreement import agree
 from ._common.allocator import keep_freed_memory
-from ._common.peers import installed, quiet
+from ._common.frugal_peers import Checkpointed, Memcnn, ResizedBytes, frugal_peers
+from ._common.peers import quiet
+from ._common.stacks import Spec, build, stacks
 
 SHAPE, CONDITION, HIDDEN = (8, 32, 32), (8, 32, 32), 32
 MIB = 2**20
+TOLERANCE = 1e-3  # of losses and gradients, in float32
 COLUMNS = (
     Column(
         "blocks", f"one-sided affine couplings on {SHAPE} given {CONDITION}, two 3x3 convolutions, {HIDDEN} hidden", "d"
     ),
-    Column("gradients", "how they are computed; FrEIA knows one way"),
+    Column("gradients", "how they are computed; checkpoint and memcnn around FrEIA's blocks, which know one way"),
     Column("saved", "MiB that autograd keeps for backward, parameters and data left out", ".3f"),
     Column(
         "peak", "MiB created and alive at once in a forward and backward pass, gradients of parameters left out", ".2f"
@@ -56,7 +61,9 @@ WAYS = (
 @click.command()
 @click.option("--blocks", type=click.IntRange(min=1), multiple=True, default=(4, 16, 64), show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of the timing.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Interleaved turns of the timing."
+)
 @bench_options
 def command(options: Any, blocks: tuple[int, ...], batch: int, rounds: int) -> None:
     """Measure training memory, by mode and depth.
@@ -67,73 +74,66 @@ def command(options: Any, blocks: tuple[int, ...], batch: int, rounds: int) -> N
         blocks, batch, rounds = (2, 4), 2, 1
     keep_freed_memory()
     report = Report("memory", options, blocks=blocks, batch=batch, rounds=rounds)
-    section = Section(f"Gradients of a chain of convolutional couplings, batch {batch}", COLUMNS)
-    report.measure(section, _rows(blocks, batch, rounds), len(blocks) * (len(WAYS) + 1))
+    if any(depth % 2 for depth in blocks):
+        raise click.BadParameter("FrEIA's blocks transform both halves: --blocks must be even.")
+    note = (
+        "Equal weights: z, log-det and the way back were compared with a plain formula before measuring. "
+        "FrEIA's blocks transform both halves, so half as many do the same."
+    )
+    section = Section(f"Gradients of a chain of convolutional couplings, batch {batch}", COLUMNS, note=note)
+    report.measure(section, _rows(blocks, batch, rounds))
     report.finish(_plot)
 
 
 def _rows(blocks: tuple[int, ...], batch: int, rounds: int) -> Iterator[dict[str, Any]]:
-    x, c = torch.randn(batch, *SHAPE), torch.randn(batch, *CONDITION)
     for depth in blocks:
-        flow, steps, measured = chain(depth), {}, []
+        spec = Spec(depth, SHAPE, CONDITION, (HIDDEN,))
+        flow, (x, c) = build(spec), spec.data(batch)
+        steps, measured, loss = {}, [], -flow.log_prob(x, given=c).mean()
         for way in WAYS:
-            loss = _ours(flow, way, x, c)
-            measured.append(_measure(way.name, loss, flow, [x, c]))
-            steps[way.name] = _step(loss, flow)
-        if "FrEIA" in installed():
-            with quiet():
-                peer = FreiaChain(depth)
-            measured.append(_measure("FrEIA", lambda peer=peer: peer.nll(x, c), peer, [x, c]))
-            steps["FrEIA"] = _step(lambda peer=peer: peer.nll(x, c), peer)
-            for row in measured:
-                row["to FrEIA"] = row["peak"] / measured[-1]["peak"]
+            ours = _ours(flow, way, x, c)
+            measured.append(_measure(way.name, ours, flow, [x, c]))
+            steps[way.name] = _step(ours, flow)
+        with quiet():
+            peers: dict[str, Any] = stacks(spec, flow, 2)
+            if "FrEIA" in peers:
+                peers |= frugal_peers(peers["FrEIA"])
+                _same(
+                    peers["FrEIA"],
+                    {n: p for n, p in peers.items() if n.startswith("FrEIA,")},
+                    x,
+                    c,
+                    loss,
+                    math.prod(SHAPE),
+                )
+            for name, peer in peers.items():
+                theirs = _theirs(peer, x, c)
+                measured.append(_measure(name, theirs, peer, [x, c]))
+                steps[name] = _step(theirs, peer)
+        freia = [row["peak"] for row in measured if row["gradients"] == "FrEIA"]
         medians = {name: statistics.median(series) for name, series in timings(steps, rounds=rounds, warm_up=1).items()}
         for row in measured:
-            yield {"blocks": depth, **row, "time": medians[row["gradients"]] / medians["plain"]}
+            share = {"to FrEIA": row["peak"] / freia[0]} if freia else {}
+            yield {"blocks": depth, **row, **share, "time": medians[row["gradients"]] / medians["plain"]}
 
 
-def chain(depth: int) -> fk.Flow:
-    """The chain, its weights moved away from the identity."""
-    graph = fk.Graph()
-    c, x = graph.condition("c", CONDITION), graph.input("x", SHAPE)
-    for i in range(depth):
-        x = graph.add(
-            fk.AffineCoupling, x, given=c, subnet=fk.ConvNet(hidden=HIDDEN), active=("second", "first")[i % 2]
-        )
-    graph.output("z", x)
-    flow = fk.Flow(graph)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    return flow
+def _same(freia: Any, wrapped: dict[str, Any], x: Tensor, c: Tensor, loss: Tensor, dim: int) -> None:
+    """The frugal forms of FrEIA's blocks give flowkit's loss, and FrEIA's gradients."""
+    constant = 0.5 * math.log(2 * math.pi) * dim
+    _step(_theirs(freia, x, c), freia)()
+    wanted = torch.cat([p.grad.flatten() for p in freia.parameters()])
+    for name, peer in wrapped.items():
+        agree(name, "loss", peer.nll(x, c) + constant, loss, TOLERANCE)
+        _step(_theirs(peer, x, c), peer)()
+        agree(name, "gradient", torch.cat([p.grad.flatten() for p in peer.parameters()]), wanted, TOLERANCE)
 
 
-class FreiaChain(nn.Module):
-    """The same chain of FrEIA's couplings, the halves exchanged in between."""
+def _theirs(peer: Any, x: Tensor, c: Tensor) -> Callable[[], Tensor]:
+    def loss() -> Tensor:
+        with quiet():  # memcnn calls what torch has deprecated
+            return peer.nll(x, c)
 
-    def __init__(self, depth: int):
-        super().__init__()
-        from FrEIA.modules import AffineCouplingOneSided
-
-        def subnet(c_in: int, c_out: int) -> nn.Module:
-            return nn.Sequential(
-                nn.Conv2d(c_in, HIDDEN, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN, c_out, 3, padding=1)
-            )
-
-        self.blocks = nn.ModuleList(
-            AffineCouplingOneSided([SHAPE], dims_c=[CONDITION], subnet_constructor=subnet) for _ in range(depth)
-        )
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.mul_(0.1)
-
-    def nll(self, x: Tensor, c: Tensor) -> Tensor:
-        """The mean negative log-likelihood."""
-        total = x.new_zeros(len(x))
-        for block in self.blocks:
-            (x,), log_det = block((x,), c=[c])
-            x, total = x.flip(1), total + log_det
-        return (0.5 * x.square().sum((1, 2, 3)) - total).mean()
+    return loss
 
 
 def _ours(flow: fk.Flow, way: Way, x: Tensor, c: Tensor) -> Callable[[], Tensor]:
@@ -149,7 +149,8 @@ def _ours(flow: fk.Flow, way: Way, x: Tensor, c: Tensor) -> Callable[[], Tensor]
 def _step(loss: Callable[[], Tensor], module: nn.Module) -> Callable[[], None]:
     def step() -> None:
         module.zero_grad()
-        loss().backward()
+        with quiet():
+            loss().backward()
 
     return step
 
@@ -159,12 +160,15 @@ def _measure(name: str, loss: Callable[[], Tensor], module: nn.Module, data: lis
     step()  # what is made once is not counted
     module.zero_grad()
     gradients = sum(p.numel() * p.element_size() for p in module.parameters())
-    with LiveBytes() as counter:
+    counter: Any = ResizedBytes() if isinstance(module, Memcnn) else LiveBytes()
+    with counter:
         step()
     inverted = isinstance(module, fk.Flow) and module.backprop == "reverse" and module.network.snapshots
     drift = module.drift if inverted else None
-    saved = saved_bytes(loss, besides=[*data, *module.parameters(), *module.buffers()])
-    return {"gradients": name, "saved": saved / MIB, "peak": (counter.peak - gradients) / MIB, "drift": drift}
+    known = [*data, *module.parameters(), *module.buffers()]
+    # torch's checkpointing and memcnn hold tensors where the hooks of autograd do not see them.
+    saved = None if isinstance(module, Checkpointed | Memcnn) else saved_bytes(loss, besides=known) / MIB
+    return {"gradients": name, "saved": saved, "peak": (counter.peak - gradients) / MIB, "drift": drift}
 
 
 def _plot(figure: Any, report: Report) -> None:
