@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import BackpropError, ConfigError, DriftWarning
 from flowkit.replay import Replay
+from flowkit.undo import Arrived, has_own_step, run_in_chunks, undo_in_chunks
 
 MODES = ("plain", "checkpoint", "reverse", "auto")
 DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
@@ -121,7 +122,9 @@ def step(part: Bijection, arguments: tuple[Tensor, ...], carriers: tuple) -> tup
     hats, log_det, keep, chunk = carriers
     parameters = [p for p in part.parameters() if p.requires_grad]
     count = len(hats)
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        _refuse_random(part)
+    else:
         _refuse_sharded(part, parameters)
     return _Step.apply(part, count, keep, chunk, *arguments[:count], *hats, log_det, *arguments[count:], *parameters)
 
@@ -134,11 +137,18 @@ class _Step(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs, rest = tensors[:count], tensors[2 * count + 1 :]
         conditions = rest[: len(part.condition_shapes)]
-        ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
         ctx.replay = None if torch.compiler.is_compiling() else Replay(part, inputs[0])
-        outputs, own = _in_chunks(part, inputs, conditions, chunk)
+        outputs, own = run_in_chunks(part, inputs, conditions, chunk)
         if ctx.replay is not None:
             ctx.replay.ran()
+            if ctx.replay.changes_something and "compiled_undo" in part.__dict__ and "uncompiled" not in part.__dict__:
+                # Compiled, a second run would draw other numbers, and could not write to buffers.
+                part.__dict__["uncompiled"] = True
+                ctx.replay.restore()
+                outputs, own = run_in_chunks(part, inputs, conditions, chunk)
+            # Run twice, by the inverse and again forward, such a part would see something else the second time.
+            keep = keep or (ctx.replay.changes_something and not has_own_step(part))
+        ctx.part, ctx.count, ctx.keep, ctx.chunk = part, count, keep, chunk
         if not torch.compiler.is_compiling():
             held = {t.untyped_storage()._cdata for t in inputs}
             outputs = tuple(y.clone() if y.untyped_storage()._cdata in held else y for y in outputs)
@@ -158,10 +168,11 @@ class _Step(torch.autograd.Function):
         conditions, parameters = rest[: len(part.condition_shapes)], rest[len(part.condition_shapes) :]
         values = grads[many : 2 * many]
         like = kept[0] if kept is not None else values[0]
+        grad_outputs = grads[:many]
         if kept is None:
-            grad_outputs = [torch.zeros_like(v) if g is None else g for g, v in zip(grads[:many], values, strict=True)]
-        else:
-            grad_outputs = list(grads[:many])
+            grad_outputs = tuple(
+                torch.zeros_like(v) if g is None else g for g, v in zip(grad_outputs, values, strict=True)
+            )
         grad_log_det = grads[-1]
         if grad_log_det is None:
             wide = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -169,10 +180,11 @@ class _Step(torch.autograd.Function):
         start = 4 + 2 * count + 1
         need = ctx.needs_input_grad[start : start + len(conditions)]
         with ctx.replay() if ctx.replay is not None else contextlib.nullcontext():
-            inputs, grad_inputs, grad_conditions, grad_parameters = _undo_in_chunks(
-                part, kept, values, conditions, need, parameters, grad_outputs, grad_log_det, ctx.chunk
+            found = undo_in_chunks(
+                part, Arrived(kept, values, conditions, grad_outputs, grad_log_det), need, parameters, ctx.chunk
             )
-        return (None, None, None, None, *grad_inputs, *inputs, grad_log_det, *grad_conditions, *grad_parameters)
+        inputs, grad_inputs, *rest = found
+        return (None, None, None, None, *grad_inputs, *inputs, grad_log_det, *rest[0], *rest[1])
 
 
 class _Views(torch.autograd.Function):
@@ -218,122 +230,15 @@ class _Anchor(torch.autograd.Function):
         return None, None, *grads[: ctx.count], *saved, grads[-1]
 
 
-# ---------------------------------------------------------------------- undoing one block
-
-
-def _undo(
-    part: Any,
-    kept: Any,
-    values: Any,
-    conditions: Any,
-    need: Any,
-    parameters: Any,
-    grad_outputs: Any,
-    grad_log_det: Tensor,
-) -> tuple:
-    """From a block's outputs (or its kept inputs) and their gradients: its inputs, and the gradients of all it took."""
-    if torch.compiler.is_compiling():
-        return _undo_functionally(part, kept, values, conditions, parameters, grad_outputs, grad_log_det)
-    leaves = [c.detach().requires_grad_(needed) for c, needed in zip(conditions, need, strict=True)]
-    wanted = [*[c for c, needed in zip(leaves, need, strict=True) if needed], *parameters]
-    fused = part.undo(values, leaves, grad_outputs, grad_log_det, wanted) if kept is None else None
-    if fused is not None:
-        inputs, grad_inputs, grads = fused
-    else:
-        inputs = kept if kept is not None else _inverse(part, values, conditions)
-        at = [x.detach().requires_grad_() for x in inputs]
-        with torch.enable_grad():
-            out, log_det = part(*at, *leaves)
-        pairs = [(y, g) for y, g in zip((*as_tuple(out), log_det), (*grad_outputs, grad_log_det), strict=True)]
-        pairs = [(y, g) for y, g in pairs if y.requires_grad and g is not None]
-        grads = torch.autograd.grad([y for y, _ in pairs], [*at, *wanted], [g for _, g in pairs], allow_unused=True)
-        grad_inputs, grads = grads[: len(at)], grads[len(at) :]
-    following = iter(grads)
-    grad_conditions = [next(following) if needed else None for needed in need]
-    return tuple(x.detach() for x in inputs), tuple(grad_inputs), grad_conditions, list(following)
-
-
-def _inverse(part: Any, values: Any, conditions: Any) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        return as_tuple(part.inverse(*values, *conditions)[0])
-
-
-def _undo_functionally(
-    part: Any, kept: Any, values: Any, conditions: Any, parameters: Any, grad_outputs: Any, grad_log_det: Tensor
-) -> tuple:
-    # torch.autograd.grad cannot be traced by torch.compile; torch.func.vjp can.
-    inputs = tuple(kept) if kept is not None else _inverse(part, values, conditions)
-    names = [name for name, p in part.named_parameters() if p.requires_grad]
-    count, given = len(inputs), len(conditions)
-
-    def run(*a: Tensor) -> tuple:
-        weights = dict(zip(names, a[count + given :], strict=True))
-        out, log_det = torch.func.functional_call(part, weights, a[: count + given])
-        return (*as_tuple(out), log_det)
-
-    functional: Any = torch.func.vjp(run, *inputs, *conditions, *parameters)
-    outputs, vjp = functional
-    cotangents = [
-        torch.zeros_like(y) if g is None else g for y, g in zip(outputs, (*grad_outputs, grad_log_det), strict=True)
-    ]
-    grads = vjp(tuple(cotangents))
-    return inputs, grads[:count], list(grads[count : count + given]), list(grads[count + given :])
-
-
-def _undo_in_chunks(
-    part: Any,
-    kept: Any,
-    values: Any,
-    conditions: Any,
-    need: Any,
-    parameters: Any,
-    grad_outputs: Any,
-    grad_log_det: Tensor,
-    chunk: int | None,
-) -> tuple:
-    rows = grad_log_det.shape[0]
-    if chunk is None or chunk >= rows:
-        return _undo(part, kept, values, conditions, need, parameters, grad_outputs, grad_log_det)
-    found: list[tuple] = []
-    total: list[Tensor | None] = []
-    for start in range(0, rows, chunk):
-        cut = slice(start, start + chunk)
-        pieces = [
-            None if ts is None else [None if t is None else t[cut] for t in ts]
-            for ts in (kept, values, conditions, grad_outputs)
-        ]
-        inputs, grad_inputs, grad_conditions, grads = _undo(
-            part, pieces[0], pieces[1], pieces[2], need, parameters, pieces[3], grad_log_det[cut]
-        )
-        found.append((inputs, grad_inputs, grad_conditions))
-        total = list(grads) if not total else [_add(a, b) for a, b in zip(total, grads, strict=True)]
-    joined = [[_cat(tensors) for tensors in zip(*group, strict=True)] for group in zip(*found, strict=True)]
-    return joined[0], joined[1], joined[2], total
-
-
-def _in_chunks(
-    part: Any, inputs: Sequence[Tensor], conditions: Sequence[Tensor], chunk: int | None
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    rows = inputs[0].shape[0]
-    if chunk is None or chunk >= rows:
-        out, log_det = part(*inputs, *conditions)
-        return as_tuple(out), log_det
-    pieces = []
-    for start in range(0, rows, chunk):
-        cut = slice(start, start + chunk)
-        out, log_det = part(*[x[cut] for x in inputs], *[c[cut] for c in conditions])
-        pieces.append((*as_tuple(out), log_det))
-    joined = [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
-    return tuple(joined[:-1]), joined[-1]
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    present = [t for t in tensors if t is not None]
-    return torch.cat(present) if present else None
+def _refuse_random(part: nn.Module) -> None:
+    """While something around is compiled, random state and buffers cannot be put back; `fk.compile` does it."""
+    for module in part.modules():
+        stateful = isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
+        if module.training and (stateful or "parametrizations" in module._modules):
+            raise BackpropError(
+                f"torch.compile cannot replay {type(module).__name__} in {type(part).__name__} for backprop='reverse' "
+                "or 'checkpoint': use fk.compile, which can"
+            )
 
 
 def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:

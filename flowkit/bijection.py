@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkit.shapes import Shape, as_shape, as_shapes
 
+if TYPE_CHECKING:
+    from flowkit.tape import Tape
+
 Output = Tensor | tuple[Tensor, ...]
+COMPILED = ("inverse", "inverse_only", "compiled_undo", "uncompiled")  # attributes that come of `fk.compile`
 HALF = (torch.float16, torch.bfloat16)
 EVENT_DIMS: tuple[tuple[int, ...], ...] = ((), (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4))  # by a batch's rank
 
@@ -68,7 +72,7 @@ class Bijection(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("inverse", "inverse_only")}  # compiled ones are not copied
+        return {k: v for k, v in state.items() if k not in COMPILED}  # what is compiled is not copied
 
     # `Any` twice, so that a subclass may name its own arguments.
     def forward(self, *inputs_and_conditions: Any, **_: Any) -> tuple[Output, Tensor]:
@@ -97,12 +101,13 @@ class Bijection(nn.Module):
         conditions: Sequence[Tensor],
         grad_outputs: Sequence[Tensor],
         grad_log_det: Tensor,
-        wanted: Sequence[Tensor],
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]] | None:
-        """Reverse mode's step, fused: `(inputs, their gradients, the gradients of wanted)`; None for the default.
+        tape: Tape,
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+        """Reverse mode's step, fused: `(inputs, their gradients)`; None for the default.
 
         The default inverts without gradients, then runs `forward` with them: 5/3 of a plain step's work where
-        sharing the subnet's run needs 4/3. `wanted` are those conditions and parameters that require gradients.
+        sharing the subnet's run needs 4/3. Called without gradients; subnets are run through `tape.run`, which
+        collects the gradients of conditions and parameters, and `tape.add` takes those found in closed form.
         """
         return None
 

@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from flowkit.bijection import Bijection
 from flowkit.errors import ConfigError
 from flowkit.graph.network import InvertibleNetwork
+from flowkit.undo import Arrived, undo
 
 F = TypeVar("F", bound=nn.Module)
 # Where a block keeps what is called in its place: nn.Module's own attribute for forward, the method's name for the
 # rest.
-ATTRIBUTES = {"forward": "_compiled_call_impl", "inverse": "inverse", "inverse_only": "inverse_only"}
+ATTRIBUTES = {
+    "forward": "_compiled_call_impl",
+    "inverse": "inverse",
+    "inverse_only": "inverse_only",
+    "undo": "compiled_undo",
+}
 
 
 def compile(flow: F, *, whole: bool = False, **options: Any) -> F:  # fk.compile, as torch's is torch.compile
@@ -92,14 +98,17 @@ class _Compiled:
     def __call__(self, *tensors: Any, **keywords: Any) -> Any:
         if torch.compiler.is_compiling():  # something around it is being compiled, and takes the block in
             return CALLS[self.direction](self.block, *tensors, **keywords)
+        if (
+            "carriers" in keywords
+        ):  # reverse mode's step is not compiled: what it calls is, and so what it saves is as is
+            return self.block._call_impl(*tensors, **keywords)
         _mark_batch(tensors)
-        _mark_batch(keywords.get("carriers", ()))
         return self.function(self.block, *tensors, **keywords)
 
 
 def _mark_batch(values: Iterable) -> None:
     for value in values:
-        if isinstance(value, tuple):  # carriers, or what was prepared of the conditions
+        if isinstance(value, tuple):  # what was prepared of the conditions, or what has arrived in backward
             _mark_batch(value)
         elif isinstance(value, dict):  # a network's, by wire and by node
             _mark_batch(value.values())
@@ -119,7 +128,12 @@ def _inverse_only(block: Any, *tensors: Any) -> Any:
     return type(block).inverse_only(block, *tensors)
 
 
-CALLS = {"forward": _forward, "inverse": _inverse, "inverse_only": _inverse_only}
+def _undo(block: Any, *arrived_and_need: Any) -> Any:
+    *arrived, need = arrived_and_need
+    return undo(block, Arrived(*arrived), need, [p for p in block.parameters() if p.requires_grad])
+
+
+CALLS = {"forward": _forward, "inverse": _inverse, "inverse_only": _inverse_only, "undo": _undo}
 
 
 def _caller(direction: str) -> Callable:

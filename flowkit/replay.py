@@ -21,6 +21,7 @@ class Replay:
         watch = part.training or getattr(part, "stochastic", False)
         self._random = _random_state(like.device) if watch else None
         self._buffers = [(b, b.clone()) for b in part.buffers()] if watch else []
+        self._versions = {id(b): b._version for b, _ in self._buffers}
         kind = "cpu" if like.is_meta else like.device.type  # on meta bytes are counted, those kept here too
         self._autocast = (
             kind,
@@ -35,9 +36,25 @@ class Replay:
             torch.equal(a, b) for a, b in zip(self._random, _random_state(self.device), strict=True)
         ):
             self._random = None
-        # Values are compared, for batch normalisation writes without a new version; on a GPU that would wait for it.
         if self.device.type == "cpu":
             self._buffers = [(now, before) for now, before in self._buffers if not torch.equal(now, before)]
+        elif self._buffers:  # comparing values would wait for them; batch normalisation writes without a new version
+            norms = [m for m in self.part.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+            silent = {id(buffer) for norm in norms for buffer in norm.buffers()}
+            wrote = [id(b) in silent or b._version != self._versions[id(b)] for b, _ in self._buffers]
+            self._buffers = [pair for pair, changed in zip(self._buffers, wrote, strict=True) if changed]
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether the forward drew random numbers or wrote to buffers; on a GPU, whether it may have."""
+        return self._random is not None or bool(self._buffers)
+
+    def restore(self) -> None:
+        """Put random state and buffers back to what the forward saw."""
+        if self._random is not None:
+            _set_random_state(self.device, self._random)
+        for buffer, before in self._buffers:
+            buffer.data.copy_(before)
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -46,10 +63,7 @@ class Replay:
         now_random = _random_state(self.device) if self._random is not None else None
         now_buffers = [(buffer, buffer.clone()) for buffer, _ in self._buffers]
         try:
-            if self._random is not None:
-                _set_random_state(self.device, self._random)
-            for buffer, before in self._buffers:
-                buffer.data.copy_(before)
+            self.restore()
             if enabled:
                 with torch.autocast(kind, dtype=dtype, cache_enabled=cache):
                     yield

@@ -14,6 +14,7 @@ from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
 from flowkit.shapes import Shape
 from flowkit.subnets import MLP, ConvNet, ResidualNet, build_subnet
+from flowkit.tape import Tape
 from flowkit.univariate import Affine, Univariate
 
 HALVES = ("first", "second")
@@ -126,31 +127,23 @@ class Coupling(Bijection):
         conditions: Sequence[Tensor],
         grad_outputs: Sequence[Tensor],
         grad_log_det: Tensor,
-        wanted: Sequence[Tensor],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        tape: Tape,
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Reverse mode with one run of each subnet, which serves the inverse and the gradients; see `fk.Bijection`."""
-        halves, grads = list(outputs[0].split(self.sizes, 1)), list(grad_outputs[0].split(self.sizes, 1))
-        found: list[Tensor | None] = [None] * len(wanted)
+        halves = list(torch.split_with_sizes(outputs[0], self.sizes, 1))
+        grads = list(torch.split_with_sizes(grad_outputs[0], self.sizes, 1))
         grad_log = grad_log_det.reshape(-1, *[1] * (outputs[0].dim() - 1))
-        for i in reversed(range(len(self.steps))):
-            half, univariate = self.steps[i], self.univariates[i]
-            passive = halves[1 - half].detach().requires_grad_()
-            with torch.enable_grad():
-                predicted = self.subnets[i](passive, join(conditions))
-            parameters = predicted.detach().chunk(univariate.parameters_per_element, 1)
-            active, grad_active, grad_parameters, own = univariate.undo(halves[half], parameters, grads[half], grad_log)
-            grad_passive, *rest = torch.autograd.grad(
-                predicted, [passive, *wanted], torch.cat(tuple(grad_parameters), 1), allow_unused=True
+        stages = list(zip(self.steps, self.subnets, self.univariates, strict=True))
+        for half, subnet, univariate in reversed(stages):
+            predicted, pull_back = tape.run(subnet, halves[1 - half])
+            parameters = predicted.chunk(univariate.parameters_per_element, 1)
+            halves[half], grads[half], grad_parameters, own = univariate.undo(
+                halves[half], parameters, grads[half], grad_log
             )
-            found = [b if a is None else a if b is None else a + b for a, b in zip(found, rest, strict=True)]
-            for name, parameter in univariate.named_parameters():
-                if name in own:
-                    place = next(k for k, w in enumerate(wanted) if w is parameter)
-                    earlier = found[place]  # of the other step, where an author's halves share a univariate map
-                    found[place] = own[name] if earlier is None else earlier + own[name]
-            halves[half], grads[half] = active, grad_active
-            grads[1 - half] = grads[1 - half] + grad_passive
-        return [torch.cat(halves, 1)], [torch.cat(grads, 1)], found
+            for name, grad in own.items():
+                tape.add(univariate, name, grad)
+            grads[1 - half] = grads[1 - half] + pull_back(torch.cat(tuple(grad_parameters), 1))
+        return [torch.cat(halves, 1)], [torch.cat(grads, 1)]
 
     def log_scales(self, x: Tensor, *given: Any) -> Tensor:
         """The log-derivatives applied to x, `(B, channels transformed, ...)`."""

@@ -243,7 +243,8 @@ class Strides(Scale):
 class WrongUndo(Scale):
     """Its fused step of reverse mode forgets the log-det's share in the gradient of w."""
 
-    def undo(self, outputs: Any, conditions: Any, grad_outputs: Any, grad_log_det: Tensor, wanted: Any) -> Any:
-        """x, its gradient, and a gradient of w that is short of the log-det's."""
-        x, grad = outputs[0] * (-self.w).exp(), grad_outputs[0]
-        return [x], [grad * self.w.exp()], [(grad * outputs[0]).sum(0) for _ in wanted]
+    def undo(self, outputs: Any, conditions: Any, grad_outputs: Any, grad_log_det: Tensor, tape: Any) -> Any:
+        """x and its gradient, and a gradient of w that is short of the log-det's."""
+        grad = grad_outputs[0]
+        tape.add(self, "w", (grad * outputs[0]).sum(0))
+        return [outputs[0] * (-self.w).exp()], [grad * self.w.exp()]
