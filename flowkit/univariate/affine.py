@@ -61,8 +61,9 @@ class Affine(Univariate):
         """s = clamp(r), in float32 or wider whatever autocast made of r."""
         r = raw.float() if raw.dtype in HALF else raw
         if self.clamp == "tanh":
-            # gamma tanh(r), exactly as far as s itself is rounded: on a CPU this takes a third of tanh's time.
-            return (torch.sigmoid(r + r) - 0.5) * (self.gamma + self.gamma)
+            # gamma tanh(r) = 2 gamma sigmoid(2 r) - gamma: on a CPU this takes a third of tanh's time, and it loses
+            # nothing, for s is rounded to float32's 1e-7 of gamma either way.
+            return torch.addcmul(-self.gamma, torch.sigmoid(r + r), self.gamma + self.gamma)
         if self.clamp == "atan":
             # Divisions by 1 are left out: each pass over the data counts.
             return torch.atan(r if self.limit == 1 else r / self.limit) * (self.limit * ATAN_FACTOR)
@@ -92,7 +93,7 @@ class Affine(Univariate):
         if self.clamp == "tanh":
             gate = torch.sigmoid(r + r)
             tanh = gate + gate - 1
-            s, slope = self.gamma * tanh, self.gamma * (4 * gate * (1 - gate))
+            s, slope = torch.addcmul(-self.gamma, gate, self.gamma + self.gamma), self.gamma * (4 * gate * (1 - gate))
         elif self.clamp == "atan":
             over = r if self.limit == 1 else r / self.limit
             s, slope = torch.atan(over) * (self.limit * ATAN_FACTOR), ATAN_FACTOR / (1 + over.square())
