@@ -16,7 +16,7 @@ import flowkit as fk
 from flowkit.diagnostics import timings
 from flowkit.memory import LiveBytes, saved_bytes
 
-from ._common import Column, Report, Section, bench_options
+from ._common import Column, Report, Section, bench_options, gradient_error
 from ._common.agreement import agree
 from ._common.allocator import keep_freed_memory
 from ._common.frugal_peers import Checkpointed, Memcnn, ResizedBytes, frugal_peers
@@ -82,6 +82,9 @@ def command(options: Any, blocks: tuple[int, ...], batch: int, rounds: int) -> N
     )
     section = Section(f"Gradients of a chain of convolutional couplings, batch {batch}", COLUMNS, note=note)
     report.measure(section, _rows(blocks, batch, rounds))
+    few = {"depths": (2, 9), "seeds": 3, "steps": 2} if options.quick else {}
+    errors = Section("Errors of float32 gradients", gradient_error.COLUMNS)
+    report.measure(errors, gradient_error.rows(**few), gradient_error.count(few.get("depths", gradient_error.DEPTHS)))
     report.finish(_plot)
 
 

@@ -41,9 +41,10 @@ MODES = ("plain", "checkpoint", "reverse", "auto")
 DRIFT_LIMIT = 1e-3  # beyond, gradients are no longer plain's: seen with log-scales that amplify over many blocks
 
 
-def carrier(value: Tensor) -> Tensor:
-    """A tensor of the value's shape that holds one number: its gradient will be the value."""
-    return value.new_empty(()).expand(value.shape)
+def carrier(value: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """A tensor of the value's shape, or another, that holds one number: its gradient will be the value."""
+    shape = value.shape if shape is None else shape
+    return torch.empty_strided(shape, (0,) * len(shape), dtype=value.dtype, device=value.device)
 
 
 def report_drift(drift: Tensor) -> None:
@@ -195,7 +196,7 @@ class _Views(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.part = part
         rows, like = carriers[0].shape[0], carriers[0]
-        out = tuple(like.new_empty(()).expand(rows, *shape) for shape in part.out_shapes)
+        out = tuple(carrier(like, (rows, *shape)) for shape in part.out_shapes)
         return out if many > 1 else out[0]
 
     @staticmethod

@@ -94,6 +94,8 @@ def plain_from(network: InvertibleNetwork, values: dict[int, Tensor], budget: in
     frees first; so the peak falls as fewer are, and bisection finds the best.
     """
     steps = len(network._schedule.forward)
+    if peak_bytes(network, values, 0) <= budget:  # in a shallow flow plain may even take less than all the rest
+        return 0
     most = peak_bytes(network, values, steps)
     if most > budget:
         warnings.warn(
@@ -103,7 +105,7 @@ def plain_from(network: InvertibleNetwork, values: dict[int, Tensor], budget: in
             stacklevel=2,
         )
         return steps
-    low, high = 0, steps  # high fits
+    low, high = 1, steps  # high fits
     while low < high:
         middle = (low + high) // 2
         if peak_bytes(network, values, middle) <= budget:
@@ -120,7 +122,7 @@ def peak_bytes(network: InvertibleNetwork, values: dict[int, Tensor], cut: int) 
         outputs, log_det = network._frugal(inputs, None, cut)
         log_prob = log_det  # of a normal base, as most flows have
         for part in as_tuple(outputs):
-            log_prob = log_prob - event_sum(0.5 * part.square())
+            log_prob = log_prob - 0.5 * event_sum(part.square())
         loss = -log_prob.mean()
         targets = [t for t in (*inputs.values(), *network.parameters()) if t.requires_grad]
         torch.autograd.grad(loss, targets, allow_unused=True)

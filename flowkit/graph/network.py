@@ -233,7 +233,9 @@ class InvertibleNetwork(Bijection):
         if self.backprop != "auto" or self.budget is None:
             return steps
         like = values[self._inputs[0]]
-        key = (like.shape[0], like.dtype, torch.is_autocast_enabled(like.device.type), self.training, self.budget)
+        trained = tuple(t.requires_grad for t in (*values.values(), *self.parameters()))
+        options = (torch.is_autocast_enabled(like.device.type), self.training, self.budget, self.snapshots, self.chunk)
+        key = (like.shape[0], like.dtype, *options, trained)
         if key not in self._cuts:
             rows = like.shape[0]
             full = {i: v if v.shape[0] == rows else repeat_rows(v, rows) for i, v in values.items()}

@@ -257,6 +257,25 @@ def test_auto_keeps_within_three_budgets_and_uses_them():
     assert 0 < kept[0] < kept[1] < kept[2] < 12
 
 
+def test_auto_is_plain_where_that_takes_least():
+    flow, x = fk.Flow(fk.AffineCoupling((64,), subnet=fk.MLP(hidden=32))), torch.randn(256, 64)
+    plain = peak(flow, x)
+    assert plain < peak(chain_copy(flow, "reverse"), x)
+    set_mode(flow, "auto", budget=plain + 10_000)
+    assert peak(flow, x) <= plain + 10_000
+
+
+def test_auto_cuts_anew_when_more_is_trained():
+    flow, x = chain(8), torch.randn(256, 6)
+    whole = peak(flow, x)
+    for parameter in flow.network.nodes["affine_coupling_8"].parameters():
+        parameter.requires_grad_(False)
+    set_mode(flow, "auto", budget=whole - 1000)
+    peak(flow, x)
+    flow.requires_grad_(True)
+    assert peak(flow, x) <= whole - 1000
+
+
 def test_auto_says_when_no_way_fits():
     flow = chain(4, backprop="auto", budget=100)
     with pytest.warns(fk.BudgetWarning, match=r"even in reverse mode a pass holds [\d,]+ bytes, the budget is 100"):
