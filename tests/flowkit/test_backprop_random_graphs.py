@@ -72,8 +72,8 @@ class Choices:
         for value in seen:
             weight = torch.randn(value.shape, generator=weights)
             loss = loss + (weight * value).sum() + value.square().sum() / 2
-        if not wanted or not loss.requires_grad:
-            return {}
+        if not wanted or not loss.requires_grad:  # a constant log-det, which only the recomputing modes attach to x
+            return dict.fromkeys(wanted)
         return dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values()), allow_unused=True), strict=True))
 
     def budget(self, case, network):
