@@ -244,7 +244,7 @@ def _refuse_random(part: nn.Module) -> None:
 
 def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:
     for parameter in parameters:
-        if type(parameter.data).__name__ == "DTensor":
+        if type(parameter) is not nn.Parameter and type(parameter.data).__name__ == "DTensor":
             raise BackpropError(
                 f"{type(part).__name__} holds sharded parameters, whose gradients would be lost: shard the whole "
                 "bijection "

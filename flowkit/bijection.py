@@ -140,14 +140,27 @@ class Prepared(tuple):
 def add_rows(h: Tensor, prepared: Tensor) -> Tensor:
     """`h + prepared` where h has S x R rows, samples outermost, and `prepared` R: by view, nothing is expanded.
 
+    Where no gradients are wanted, h is overwritten: pass what you have just computed.
+
     >>> add_rows(torch.zeros(4, 1), torch.tensor([[1.0], [2.0]])).flatten().tolist()
     [1.0, 2.0, 1.0, 2.0]
     """
     rows = prepared.shape[0]
+    if h.dtype == prepared.dtype and may_overwrite():
+        by_sample = h if h.shape[0] == rows or not rows else h.unflatten(0, (-1, rows))
+        by_sample.add_(prepared)
+        return h
     if h.shape[0] == rows:
         return h + prepared
     samples = h.shape[0] // rows if rows else 0
     return (h.unflatten(0, (samples, rows)) + prepared).flatten(0, 1)
+
+
+def may_overwrite() -> bool:
+    """Whether an intermediate that nobody else holds may be overwritten: nothing is recorded, traced or transformed."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def as_tuple(output: Output) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.bijection import add_rows
+from flowkit.bijection import add_rows, may_overwrite
 from flowkit.dry_run import output_shapes
 from flowkit.errors import ConfigError, FlowkitError, ShapeError
 from flowkit.registry import arguments_of, register
@@ -87,7 +87,7 @@ class FirstLayer(nn.Module):
             return self._apply_weight(x, self.weight, self.bias)
         if self.spatial == 0:
             return F.linear(torch.cat((x, c), 1), self.weight, self.bias)
-        return self._apply_weight(x, self.weight[:, : self.c_x], None) + self.prepare(c)
+        return add_rows(self._apply_weight(x, self.weight[:, : self.c_x], None), self.prepare(c))
 
     def extra_repr(self) -> str:
         """Channels in (of the data and of the conditions) and out."""
@@ -108,7 +108,18 @@ class Subnet(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None = None, prepared: Tensor | None = None) -> Tensor:
         """Parameters for the active half from the passive half x `(B, C, ...)` and the conditions."""
-        return self.rest(self.first(x, c, prepared))
+        h = self.first(x, c, prepared)
+        activation = self.rest[0] if isinstance(self.rest, nn.Sequential) else None
+        if type(activation) is nn.ReLU and may_overwrite() and not (_hooked(self.first) or _hooked(activation)):
+            h.relu_()  # the widest tensor of the net: a copy of it is felt
+            for layer in list(self.rest.children())[1:]:
+                h = layer(h)
+            return h
+        return self.rest(h)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class Concatenated(nn.Module):

@@ -173,3 +173,33 @@ def test_a_recipe_of_one_s_own_with_build_is_prepared_too():
 def test_recipes_that_are_none(recipe, error, message):
     with pytest.raises(error, match=message):
         fk.AffineCoupling((4,), subnet=recipe)
+
+
+@pytest.mark.parametrize("recipe", [fk.MLP(hidden=6), fk.MLP(hidden=(6, 5)), fk.ResidualNet(hidden=6, blocks=1)])
+def test_overwriting_without_gradients_changes_no_result_and_no_argument(recipe):
+    net = recipe.build((3,), ((2,),), 4).eval()
+    x, c = torch.randn(8, 3), torch.randn(8, 2)
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    want, before = net(x, c), (x.clone(), c.clone())
+    prepared = net.prepare(c)
+    kept = prepared.clone()
+    with torch.no_grad():
+        assert torch.allclose(net(x, c), want, rtol=1e-12)
+        assert torch.allclose(net(x, None, prepared), want, rtol=1e-12)
+        several = net(torch.cat((x, x)), None, prepared)
+    assert torch.allclose(several, torch.cat((want, want)), rtol=1e-12)
+    assert torch.equal(prepared, kept)
+    assert torch.equal(x, before[0])
+    assert torch.equal(c, before[1])
+
+
+def test_what_a_hook_was_given_is_not_overwritten():
+    net, seen = fk.MLP(hidden=6).build((3,), (), 4), []
+    handle = net.first.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    x = torch.randn(8, 3)
+    with torch.no_grad():
+        net(x)
+        handle.remove()
+        assert torch.equal(seen[0], net.first(x))
+    assert (seen[0] < 0).any()
