@@ -119,7 +119,8 @@ def check_command(words: list[str], whole: bool = True) -> None:
         missing = value is None or not isinstance(value, str | bool | list | tuple)  # click has a value for "not given"
         assert not (whole and parameter.required and missing), f"{line}: {parameter.name} is missing"
         if isinstance(parameter.type, click.Choice) and not missing:
-            parameter.type.convert(value, parameter, context)
+            for each in value if parameter.multiple else [value]:
+                parameter.type.convert(each, parameter, context)
 
 
 @pytest.mark.parametrize(
