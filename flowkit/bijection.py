@@ -156,6 +156,13 @@ def add_rows(h: Tensor, prepared: Tensor) -> Tensor:
     return (h.unflatten(0, (samples, rows)) + prepared).flatten(0, 1)
 
 
+def join(conditions: Sequence[Tensor]) -> Tensor | None:
+    """The conditions concatenated on channels, `(B, C, ...)`; one alone is not copied, none is None."""
+    if len(conditions) > 1:
+        return torch.cat(tuple(conditions), 1)
+    return conditions[0] if conditions else None
+
+
 def may_overwrite() -> bool:
     """Whether an intermediate that nobody else holds may be overwritten: nothing is recorded, traced or transformed."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.bijection import join
+
 PullBack = Callable[[Tensor], Tensor]
 
 
@@ -60,7 +62,7 @@ class Tape:
         leaves = [c.detach().requires_grad_(i in self.needed) for i, c in enumerate(self.conditions)]
         mine = {self.places[id(p)]: p for p in net.parameters() if id(p) in self.places}
         with torch.enable_grad():
-            out = net(x, _join(leaves))
+            out = net(x, join(leaves))
 
         def pull_back(grad: Tensor) -> Tensor:
             wanted = [x, *[leaves[i] for i in self.needed], *mine.values()]
@@ -79,7 +81,7 @@ class Tape:
 
         def run(x: Tensor, *rest: Tensor) -> Tensor:
             by_name = dict(zip(local, rest[count:], strict=True))
-            return torch.func.functional_call(net, by_name, (x, _join(rest[:count])))
+            return torch.func.functional_call(net, by_name, (x, join(rest[:count])))
 
         found: Any = torch.func.vjp(run, x, *self.conditions, *weights)
         out, vjp = found
@@ -106,9 +108,3 @@ class Tape:
 def shares_parameters(part: nn.Module) -> bool:
     """Whether a parameter of the part has two names: its gradient then comes from two places."""
     return len(list(part.named_parameters())) < len(list(part.named_parameters(remove_duplicate=False)))
-
-
-def _join(conditions: Sequence[Tensor]) -> Tensor | None:
-    if len(conditions) > 1:
-        return torch.cat(tuple(conditions), 1)
-    return conditions[0] if conditions else None

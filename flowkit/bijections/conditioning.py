@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from flowkit.errors import ShapeError
 from flowkit.shapes import Shape, adaptor_hint
 from flowkit.subnets import MLP, ConvNet
@@ -33,13 +30,6 @@ def check_conditions(owner: str, shape: Shape, conditions: Sequence[Shape]) -> i
                 f"{adaptor_hint(condition, shape)}"
             )
     return sum(condition[0] for condition in conditions)
-
-
-def join(conditions: Sequence[Tensor]) -> Tensor | None:
-    """The conditions concatenated on channels, `(B, C, ...)`; one alone is not copied, none is None."""
-    if len(conditions) > 1:
-        return torch.cat(tuple(conditions), 1)
-    return conditions[0] if conditions else None
 
 
 def default_subnet(shape: Shape) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.bijection import Bijection, Prepared, event_sum
-from flowkit.bijections.conditioning import check_conditions, default_subnet, join
+from flowkit.bijection import Bijection, Prepared, event_sum, join
+from flowkit.bijections.conditioning import check_conditions, default_subnet
 from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import numel

@@ -9,6 +9,8 @@ from torch import nn
 import flowkit as fk
 from flowkit.memory import LiveBytes, saved_bytes
 
+from .backprop_helpers import assert_equal, chain, gradients, perturb, set_mode
+
 FRUGAL = [
     {"backprop": "reverse"},
     {"backprop": "reverse", "snapshots": 0},
@@ -18,19 +20,6 @@ FRUGAL = [
     {"backprop": "auto", "budget": 60_000},
     {"backprop": "auto", "budget": 10**9},
 ]
-
-
-def set_mode(flow, backprop, snapshots=8, chunk=None, budget=None):
-    network = flow.network
-    network.snapshots, network.chunk, network.budget = snapshots, chunk, budget
-    flow.backprop = backprop
-
-
-def perturb(flow, scale=0.1):
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return flow
 
 
 def rich_flow():
@@ -65,26 +54,6 @@ def rich_flow():
 def rich_data(rows=5):
     x = {"ab": torch.randn(rows, 2, 4, 4, requires_grad=True), "w": torch.randn(rows, 3, requires_grad=True)}
     return x, {"photo": torch.randn(rows, 1, 4, 4, requires_grad=True), "label": torch.arange(rows) % 4}
-
-
-def chain(depth, dim=6, **options):
-    graph = fk.Graph()
-    x = graph.input("x", (dim,))
-    for i in range(depth):
-        subnet = fk.MLP(hidden=(8, 8), activation="silu")
-        x = graph.add(fk.AffineCoupling, x, subnet=subnet, active=("second", "first")[i % 2])
-    graph.output("z", x)
-    return perturb(fk.Flow(graph, **options))
-
-
-def gradients(flow, loss, tensors=()):
-    wanted = [*tensors, *[p for p in flow.parameters() if p.requires_grad]]
-    return torch.autograd.grad(loss(flow), wanted, allow_unused=True)
-
-
-def assert_equal(got, want, tolerance=1e-12):
-    for g, w in zip(got, want, strict=True):
-        assert (g is None or not g.any()) if w is None else (g - w).abs().max() <= tolerance * (1 + w.abs().max())
 
 
 @pytest.mark.parametrize("mode", FRUGAL, ids=lambda m: "-".join(map(str, m.values())))
@@ -338,48 +307,6 @@ def test_the_generic_step_serves_a_plugins_bijection():
     assert_equal(gradients(flow, lambda f: f.log_prob(x).sum(), [x]), plain)
 
 
-def conv_chain(depth, **options):
-    graph = fk.Graph()
-    c, x = graph.condition("c", (3, 4, 4)), graph.input("x", (4, 4, 4))
-    for i in range(depth):
-        subnet = fk.ConvNet(hidden=6, activation="silu")
-        x = graph.add(fk.AffineCoupling, x, given=c, subnet=subnet, active=("second", "first")[i % 2])
-    graph.output("z", x)
-    return perturb(fk.Flow(graph, **options))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it otherwise
-def test_compiled_blocks_have_plain_gradients_and_flat_memory():
-    """By inductor, which keeps copies of what it laid out anew, if it is let to."""
-    torch.compiler.reset()
-    flow, x, c = conv_chain(2), torch.randn(8, 4, 4, 4), torch.randn(8, 3, 4, 4)
-    plain = gradients(flow, lambda f: f.log_prob(x, given=c).mean())
-    bytes_at = {}
-    for depth in (2, 5):
-        deep = conv_chain(depth, backprop="reverse", snapshots=0)
-        if depth == 2:
-            deep.load_state_dict(flow.state_dict())
-        fk.compile(deep)
-        if depth == 2:
-            assert_equal(gradients(deep, lambda f: f.log_prob(x, given=c).mean()), plain, 1e-11)
-        known = [x, c, *deep.parameters(), *deep.buffers()]
-        bytes_at[depth] = saved_bytes(lambda deep=deep: deep.log_prob(x, given=c), besides=known)
-    assert bytes_at[2] == bytes_at[5] == x.numel() * x.element_size()
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it otherwise
-def test_under_torch_compile_reverse_mode_works_and_refuses_what_it_cannot_replay():
-    torch.compiler.reset()
-    flow, x = chain(2), torch.randn(8, 6)
-    plain = gradients(flow, lambda f: f.log_prob(x).mean())
-    set_mode(flow, "reverse")
-    compiled = torch.compile(flow.log_prob, backend="aot_eager", fullgraph=True)
-    assert_equal(gradients(flow, lambda f: compiled(x).mean()), plain)
-    noisy = fk.Flow(fk.AffineCoupling((4,), subnet=Noisy), backprop="reverse").train()
-    with pytest.raises(Exception, match=r"torch.compile cannot replay .* use fk.compile, which can"):
-        torch.compile(noisy.log_prob, backend="aot_eager", fullgraph=True)(torch.randn(5, 4))
-
-
 class Costly(fk.Bijection):
     """A scaling whose inverse must not be called in backward."""
 
@@ -410,26 +337,3 @@ def test_a_slow_inverse_is_not_inverted_and_what_it_keeps_serves_as_a_snapshot()
     without = saved(flow)
     set_mode(flow, "reverse", snapshots=8)
     assert saved(flow) == without
-
-
-def test_a_flow_compiled_as_a_whole_computes_the_same_and_stays_plain():
-    torch.compiler.reset()
-    flow, x, c = conv_chain(2), torch.randn(5, 4, 4, 4), torch.randn(5, 3, 4, 4)
-    want = gradients(flow, lambda f: f.log_prob(x, given=c).mean())
-    torch.manual_seed(1)
-    samples = flow.sample((3,), given=c)
-    assert fk.compile(flow, whole=True, backend="aot_eager") is flow
-    assert_equal(gradients(flow, lambda f: f.log_prob(x, given=c).mean()), want)
-    torch.manual_seed(1)
-    assert torch.allclose(flow.sample((3,), given=c), samples)
-    with pytest.raises(fk.ConfigError, match="compiled as a whole takes backprop='plain' alone, got 'reverse'"):
-        flow.backprop = "reverse"
-    assert copy.deepcopy(flow).network._compiled_call_impl is None
-    with pytest.raises(fk.ConfigError, match=r"whole=True\) needs backprop='plain', got 'reverse'"):
-        fk.compile(chain(2, backprop="reverse"), whole=True)
-    with pytest.raises(fk.ConfigError, match=r"whole=True\) cannot take Adaptive"):
-        fk.compile(fk.Flow(Adaptive((2,))), whole=True)
-
-
-class Adaptive(Costly):
-    adaptive = True
