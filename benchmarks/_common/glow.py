@@ -255,6 +255,7 @@ def held_bytes(model: nn.Module, x: Tensor) -> int:
 
 def step_bytes(model: nn.Module, x: Tensor) -> int:
     """The peak of a forward and backward pass: what is alive at once, parameters, their gradients and data included."""
+    nll(model, x).backward()  # mode auto plans at the first pass of a batch size, and would count what it plans
     model.zero_grad()
     with LiveBytes() as counter:
         nll(model, x).backward()
