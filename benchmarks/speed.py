@@ -16,7 +16,7 @@ import flowkit as fk
 from flowkit.diagnostics import timings
 from flowkit.memory import saved_bytes
 
-from ._common import Column, Ratio, Report, Section, bench_options, colorization, ratio
+from ._common import Column, Ratio, Report, Section, bench_options, colorization, ratio, stacked
 from ._common.agreement import agree
 from ._common.allocator import keep_freed_memory
 from ._common.limit import (
@@ -213,6 +213,8 @@ def _colorization(report: Report, rounds: int, quick: bool) -> None:
     )
     section = Section(f"Image training: conditions split off or concatenated, batch {batch}", columns)
     report.measure(section, _split_rows(flow, ab, photo, rounds), 2)
+    section = Section(f"The conditions' parts of all blocks stacked, batch {batch}", stacked.COLUMNS)
+    report.measure(section, stacked.rows(flow, ab, photo, rounds))
 
 
 def _colorization_rows(flow: fk.Flow, ab: Tensor, photo: Tensor, rounds: int) -> Iterator[dict[str, Any]]:

@@ -98,9 +98,8 @@ class _Compiled:
     def __call__(self, *tensors: Any, **keywords: Any) -> Any:
         if torch.compiler.is_compiling():  # something around it is being compiled, and takes the block in
             return CALLS[self.direction](self.block, *tensors, **keywords)
-        if (
-            "carriers" in keywords
-        ):  # reverse mode's step is not compiled: what it calls is, and so what it saves is as is
+        if "carriers" in keywords:
+            # Reverse mode's step is not compiled, but what it calls is: so what it saves is saved as it is.
             return self.block._call_impl(*tensors, **keywords)
         _mark_batch(tensors)
         return self.function(self.block, *tensors, **keywords)

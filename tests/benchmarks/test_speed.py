@@ -61,7 +61,9 @@ def test_convolutions(tmp_path):
 
 def test_colorization(tmp_path):
     pytest.importorskip("skimage")
-    steps, split = sections(tmp_path, "--only", "colorization")
+    steps, split, stacked = sections(tmp_path, "--only", "colorization")
+    assert all(row["ratio"]["value"] > 0 and row["blocks"] > 0 for row in stacked["rows"])
+    assert {row["kernel"] for row in stacked["rows"]} >= {"3 x 3", "-"}
     rows = {row["implementation"]: row for row in steps["rows"]}
     assert rows["flowkit"]["at most"] == 1.02
     (reduced,) = (row for name, row in rows.items() if name.startswith("flowkit, channels_last, bfloat16"))
