@@ -14,9 +14,8 @@ from torch import Tensor
 import flowkit as fk
 from flowkit.diagnostics import timings
 
-from ._common import Column, Report, Section, bench_options, colorization, ratio
+from ._common import Column, Report, Section, allocator, bench_options, colorization, ratio
 from ._common.agreement import agree
-from ._common.allocator import keep_freed_memory
 from ._common.limit import LIMIT_NAME, Bare, bare_run, judged, measured, without_gradients
 from ._common.peers import installed
 from ._common.published import FreiaTwin, check_forms, concatenated, small_network
@@ -32,16 +31,19 @@ TOLERANCE = 1e-3  # of samples from the same noise, in float32
 
 @click.command()
 @click.option("--samples", type=click.IntRange(min=1), multiple=True, default=(64, 8), show_default=True)
+@click.option("--keep-freed-memory", is_flag=True, help="Colorizations too with glibc told to keep what is freed.")
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Interleaved turns.")
 @bench_options
-def command(options: Any, samples: tuple[int, ...], rounds: int) -> None:
+def command(options: Any, samples: tuple[int, ...], rounds: int, keep_freed_memory: bool) -> None:
     """Measure sampling, where one condition serves many samples."""
     if options.quick:
         samples, rounds = (3, 2), min(rounds, 2)
-    keep_freed_memory()
-    report = Report("sampling", options, samples=samples, rounds=rounds)
-    if colorization.is_available():
+    report = Report("sampling", options, samples=samples, rounds=rounds, keep_freed_memory=keep_freed_memory)
+    if keep_freed_memory:
+        allocator.keep_freed_memory()
+    if colorization.is_available():  # with the allocator as users have it: page faults are part of what it costs
         _colorizations(report, samples, rounds, options.quick)
+    allocator.keep_freed_memory()
     _vectors(report, rounds, options.quick)
     report.finish(_plot)
 

@@ -13,15 +13,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from flowkit.bijection import add_rows, may_overwrite
 from flowkit.dry_run import output_shapes
 from flowkit.errors import ConfigError, FlowkitError, ShapeError
 from flowkit.registry import arguments_of, register
 from flowkit.shapes import Shape
+from flowkit.subnet_parts import CONVOLUTIONS, Concatenated, FirstLayer, Subnet
 
 Recipe = Callable[[int, int], nn.Module]
 
@@ -34,7 +32,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -49,93 +46,6 @@ def _widths(hidden: int | Sequence[int]) -> tuple[int, ...]:
     if not widths or any(not isinstance(w, int) or w < 1 for w in widths):
         raise ConfigError(f"hidden must be a positive int or a tuple of them, got {hidden!r}")
     return widths
-
-
-class FirstLayer(nn.Module):
-    """The first layer of a subnet, a linear map or convolution of [x; c] with one weight W = [W_x, W_c].
-
-    On maps W_x x and W_c c are computed apart and added, which saves the copy that concatenation makes; on vectors
-    concatenating is as fast, and one matrix product is one call less.
-    """
-
-    def __init__(self, c_x: int, c_c: int, c_out: int, spatial: int, kernel: int = 1):
-        super().__init__()
-        self.c_x, self.c_c = c_x, c_c
-        layer = (
-            CONVOLUTIONS[spatial](c_x + c_c, c_out, kernel, padding=kernel // 2)
-            if spatial
-            else nn.Linear(c_x + c_c, c_out)
-        )
-        self.weight, self.bias = layer.weight, layer.bias
-        self.spatial, self.padding = spatial, kernel // 2
-
-    def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.spatial == 0:
-            return F.linear(x, weight, bias)
-        convolution = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
-        return convolution(x, weight, bias, padding=self.padding)
-
-    def prepare(self, c: Tensor) -> Tensor:
-        """`W_c c + b`, for the rows of the conditions alone."""
-        return self._apply_weight(c, self.weight[:, self.c_x :], self.bias)
-
-    def forward(self, x: Tensor, c: Tensor | None = None, prepared: Tensor | None = None) -> Tensor:
-        """`W_x x + W_c c + b`, from the condition or from its prepared part."""
-        if prepared is not None:
-            return add_rows(self._apply_weight(x, self.weight[:, : self.c_x], None), prepared)
-        if c is None:
-            return self._apply_weight(x, self.weight, self.bias)
-        if self.spatial == 0:
-            return F.linear(torch.cat((x, c), 1), self.weight, self.bias)
-        return add_rows(self._apply_weight(x, self.weight[:, : self.c_x], None), self.prepare(c))
-
-    def extra_repr(self) -> str:
-        """Channels in (of the data and of the conditions) and out."""
-        kernel = f", kernel={2 * self.padding + 1}" if self.spatial else ""
-        return f"{self.c_x} + {self.c_c} -> {self.weight.shape[0]}{kernel}"
-
-
-class Subnet(nn.Module):
-    """A first layer that knows about conditions, and the rest, which does not."""
-
-    def __init__(self, first: FirstLayer, rest: nn.Module):
-        super().__init__()
-        self.first, self.rest = first, rest
-
-    def prepare(self, c: Tensor) -> Tensor:
-        """The condition's part of the first layer."""
-        return self.first.prepare(c)
-
-    def forward(self, x: Tensor, c: Tensor | None = None, prepared: Tensor | None = None) -> Tensor:
-        """Parameters for the active half from the passive half x `(B, C, ...)` and the conditions."""
-        h = self.first(x, c, prepared)
-        activation = self.rest[0] if isinstance(self.rest, nn.Sequential) else None
-        if type(activation) is nn.ReLU and may_overwrite() and not (_hooked(self.first) or _hooked(activation)):
-            h.relu_()  # the widest tensor of the net: a copy of it is felt
-            for layer in list(self.rest.children())[1:]:
-                h = layer(h)
-            return h
-        return self.rest(h)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-class Concatenated(nn.Module):
-    """A user's own net, which sees the data and the conditions as one tensor."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def prepare(self, c: Tensor) -> None:
-        """Nothing can be prepared: the net wants data and conditions together."""
-        return None
-
-    def forward(self, x: Tensor, c: Tensor | None = None, prepared: None = None) -> Tensor:
-        """The net on `[x; c]`."""
-        return self.net(x if c is None else torch.cat((x, c), 1))
 
 
 class _Recipe:

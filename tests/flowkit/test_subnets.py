@@ -1,6 +1,7 @@
 """Subnet recipes: what they build, that prepared parts change nothing, and that whatever is wrong is named."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -203,3 +204,41 @@ def test_what_a_hook_was_given_is_not_overwritten():
         handle.remove()
         assert torch.equal(seen[0], net.first(x))
     assert (seen[0] < 0).any()
+
+
+# ---------------------------------------------------------------------- in pieces
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(7, 1), (4, 3), (1, 9), (0, 3)])
+@pytest.mark.parametrize(("recipe", "shape", "conditions"), RECIPES)
+def test_without_gradients_large_batches_go_through_in_pieces(recipe, shape, conditions, samples, rows, monkeypatch):
+    net = build_subnet(recipe, shape, conditions, 4).eval()
+    x, c = torch.randn(samples * rows, *shape), torch.cat([torch.randn(rows, *s) for s in conditions], 1)
+    repeated = c.repeat(samples, *[1] * (c.dim() - 1))
+    want, shown = net(x, repeated), []  # with gradients: whole
+    with torch.no_grad():
+        prepared = net.prepare(c)
+        kept = prepared.clone()
+        for at_once in (1, 2, 4, 1000):
+            hidden_bytes = 8 * net.first.weight.shape[0] * math.prod(shape[1:])
+            monkeypatch.setattr("flowkit.subnet_parts.PIECE_BYTES", at_once * hidden_bytes)
+            before = net.first.forward
+            monkeypatch.setattr(net.first, "forward", lambda *a, f=before: shown.append(len(a[0])) or f(*a))
+            torch.testing.assert_close(net(x, prepared=prepared), want)
+            torch.testing.assert_close(net(x, repeated), want)
+            monkeypatch.setattr(net.first, "forward", before)
+            assert max(shown) == min(at_once, samples * rows)
+            shown.clear()
+        assert torch.equal(prepared, kept)
+
+
+def test_what_sees_the_whole_batch_is_given_it_whole(monkeypatch):
+    monkeypatch.setattr("flowkit.subnet_parts.PIECE_BYTES", 1)
+    net = fk.ConvNet(hidden=5, norm="batch").build((2, 3, 3), (), 4)
+    x, seen = torch.randn(6, 2, 3, 3), []
+    with torch.no_grad():
+        net.train()(x)
+        torch.testing.assert_close(net.rest[0].running_mean, 0.1 * net.first(x).mean((0, 2, 3)))
+        net.eval().rest[-1].register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+        net(x)
+    assert seen == [6]
