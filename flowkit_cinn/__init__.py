@@ -5,7 +5,8 @@
 
 from flowkit_cinn.backbones import PretrainedWeightsError
 from flowkit_cinn.coupling import ConditionalCoupling
-from flowkit_cinn.models import ColorizationRecipe, Level, colorization_cinn
+from flowkit_cinn.levels import ImageRecipe, Level
+from flowkit_cinn.models import ColorizationRecipe, colorization_cinn, day2night_cinn
 from flowkit_cinn.pyramid import FeaturePyramid
 from flowkit_cinn.wavelets import HaarDownsample, HaarUpsample, WaveletDownsample, WaveletUpsample
 
@@ -15,9 +16,11 @@ __all__ = [
     "FeaturePyramid",
     "HaarDownsample",
     "HaarUpsample",
+    "ImageRecipe",
     "Level",
     "PretrainedWeightsError",
     "WaveletDownsample",
     "WaveletUpsample",
     "colorization_cinn",
+    "day2night_cinn",
 ]
