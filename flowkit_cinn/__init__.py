@@ -6,7 +6,7 @@
 from flowkit_cinn.backbones import PretrainedWeightsError
 from flowkit_cinn.coupling import ConditionalCoupling
 from flowkit_cinn.levels import ImageRecipe, Level
-from flowkit_cinn.models import ColorizationRecipe, colorization_cinn, day2night_cinn
+from flowkit_cinn.models import ColorizationRecipe, colorization_cinn, day2night_cinn, mnist_cinn
 from flowkit_cinn.pyramid import FeaturePyramid
 from flowkit_cinn.wavelets import HaarDownsample, HaarUpsample, WaveletDownsample, WaveletUpsample
 
@@ -23,4 +23,5 @@ __all__ = [
     "WaveletUpsample",
     "colorization_cinn",
     "day2night_cinn",
+    "mnist_cinn",
 ]

@@ -13,7 +13,7 @@ from flowkit_cinn.coupling import ConditionalCoupling
 from flowkit_cinn.pyramid import FeaturePyramid
 from flowkit_cinn.wavelets import HaarDownsample
 
-R = TypeVar("R", bound="ImageRecipe")
+R = TypeVar("R")  # a recipe: a frozen dataclass
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def chosen(presets: Mapping[str, R], preset: str, overrides: Mapping[str, Any], 
     """
     if preset not in presets:
         raise fk.ConfigError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
-    names = [f.name for f in fields(presets[preset])]
+    names = [f.name for f in fields(presets[preset])]  # type: ignore[arg-type]
     if unknown := sorted(set(overrides) - set(names)):
         raise fk.ConfigError(f"{function} can override {', '.join(names)}, not {', '.join(unknown)}")
-    return replace(presets[preset], **overrides)
+    return replace(presets[preset], **overrides)  # type: ignore[type-var]
 
 
 def image_flow(
@@ -104,12 +104,16 @@ def image_flow(
     """
     if recipe.couple not in ("all", "rest", "details"):
         raise fk.ConfigError(f"couple must be 'all', 'rest' or 'details', got {recipe.couple!r}")
-    flow = fk.Flow(image_graph(recipe, data, condition, unconditional))
-    if recipe.start is not None:
+    return started(fk.Flow(image_graph(recipe, data, condition, unconditional)), recipe.start)
+
+
+def started(flow: fk.Flow, start: float | None) -> fk.Flow:
+    """The flow, the weights of its couplings drawn anew with the standard deviation `start`; None leaves them."""
+    if start is not None:
         for module in flow.network.modules():
             if isinstance(module, fk.AffineCoupling):
                 for parameter in module.parameters():
-                    nn.init.normal_(parameter, std=recipe.start)
+                    nn.init.normal_(parameter, std=start)
     return flow
 
 

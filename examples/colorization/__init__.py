@@ -42,7 +42,8 @@ def command(context: click.Context, photographs: tuple[Path, ...], **options: An
 
     With PHOTO: writes several colorizations of each, at its own size, beside it or in --out; nothing is overwritten.
     """
-    from .choices import photograph_choices, training_choices, typed
+    from .._common.runs import typed
+    from .choices import photograph_choices, training_choices
 
     if photographs:
         chosen = photograph_choices(photographs, options)

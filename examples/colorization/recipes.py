@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .._common.recipes import Recipe
 
 DEFAULT_OUT = "runs/colorization"
-MODEL, CHECKPOINT, SETTINGS = "model.safetensors", "checkpoint.ckpt", "run.json"
 
 METRIC_SAMPLES = 8  # best of 8, as in the paper
 TEMPERATURES = (0.0, 0.7, 0.9, 1.0, 1.25)  # the paper's
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A preset's training.
-
-    Attributes:
-        steps: in all; fixed, so that the same seed gives the same numbers on any machine.
-        batch_size: crops a step.
-        lr: Adam's.
-        noise: standard deviation of the noise on normalised ab.
-        schedule: "cosine", or "milestones" where the learning rate is divided by 10.
-        milestones: in steps.
-        clip: the gradient's largest norm.
-        weight_decay: Adam's.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    noise: float
-    schedule: str = "cosine"
-    milestones: tuple[int, ...] = ()
-    clip: float = 10.0
-    weight_decay: float = 0.0
-
 
 RECIPES = {
     # Two cores, about three minutes.

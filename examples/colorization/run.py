@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,14 @@ from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.pictures import loss_curve
 from flowkit_cinn.translation.sources import Source, open_source
 
-from .choices import Settings, Where, settings_text
+from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
+from .._common.runs import INTERRUPTED, Where, mean_bits, settings_text, stopped
+from .choices import Settings
 from .gallery import colorizations, temperatures
-from .recipes import CHECKPOINT, METRIC_SAMPLES, MODEL, SETTINGS
+from .recipes import METRIC_SAMPLES
 from .report import Report, page
 from .scoring import judge
 from .training import held_out, train
-
-INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 def run(settings: Settings, where: Where) -> int:
@@ -66,15 +64,8 @@ def run(settings: Settings, where: Where) -> int:
         resume=where.resume,
         callbacks=[Progress(console(error=True))],
     )
-    if result.interrupted and not result.steps:
-        out.print("Stopped before the first step: there is nothing to keep.")
-        return INTERRUPTED
     if result.interrupted:
-        command = f"flowkit examples colorization --resume --out {shlex.quote(str(folder))}"
-        out.print(
-            f"Stopped after step {result.steps:,} of {settings.steps:,}; its state is kept. Go on with:\n  {command}",
-            soft_wrap=True,
-        )
+        out.print(stopped("colorization", folder, result.steps, settings.steps), soft_wrap=True)
         return INTERRUPTED
     leave_results(flow, source, settings, where.command, result, folder, out)
     return 0
@@ -103,8 +94,8 @@ def leave_results(
             "batch_size": settings.batch_size,
             "preset": settings.preset,
             "seed": settings.seed,
-            "bits_per_dimension_first": _bits(result.losses[:1]),
-            "bits_per_dimension_last_50": _bits(result.losses[-50:]),
+            "bits_per_dimension_first": mean_bits(result.losses[:1]),
+            "bits_per_dimension_last_50": mean_bits(result.losses[-50:]),
         },
         "data": {
             "name": source.report.data,
@@ -122,10 +113,6 @@ def leave_results(
     report = Report(settings, metrics, {**pictures, "curve": curve}, drawing, command, source.report)
     write_file(folder / "report.html", page(report))
     _say_what_is_there(out, folder, figures, result)
-
-
-def _bits(losses: Sequence[float]) -> float:
-    return sum(losses) / len(losses) / math.log(2)
 
 
 def _say_what_is_there(out: Console, folder: Path, figures: dict[str, Any], result: FitResult) -> None:

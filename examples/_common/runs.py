@@ -1,0 +1,152 @@
+"""Run folders and their settings: checked, completed from the recipe, or taken over from the run that is resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from flowkit.errors import ConfigError, StorageError
+
+from .recipes import CHECKPOINT, SETTINGS, Recipe
+
+CHANGEABLE = ("steps", "samples", "temperature")  # by a run that goes on
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+S = TypeVar("S")  # a frozen dataclass of settings: the same settings give the same numbers
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run is written, on what it runs, and the command that asked for it."""
+
+    out: Path
+    device: str
+    command: str
+    resume: bool = False
+    download: bool = False
+
+
+def new_run(
+    settings: type[S], recipe: Recipe, options: Mapping[str, Any], default_out: str, command: str
+) -> tuple[S, Where]:
+    """The settings of a new run: what was given, and the recipe for the rest."""
+    names = [f.name for f in fields(settings)]  # type: ignore[arg-type]  # a dataclass
+    ours = {name: value for name, value in asdict(recipe).items() if name in names}
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    where = Where(options["out"] or Path(default_out), options["device"], command, download=options["download"])
+    return settings(**{**ours, **given}), where
+
+
+def resumed_run(
+    settings: type[S], options: Mapping[str, Any], default_out: str, command: str, fixed: Sequence[str]
+) -> tuple[S, Where]:
+    """The settings of the run in --out, or of the last one, with what may change changed.
+
+    Raises:
+        ConfigError: an option that would make it another run: one of `fixed`, or fewer steps.
+        StorageError: nothing to resume, or settings that cannot be read.
+    """
+    out = options["out"]
+    folders = [out] if out is not None else runs_at(Path(default_out))
+    left = [folder for folder in folders if (folder / CHECKPOINT).is_file()]
+    if not left:
+        raise StorageError(f"there is no run to resume in {out or default_out}: it has no {CHECKPOINT}")
+    folder = left[-1]
+    found: Any = read_settings(folder, settings)
+    for name in fixed:
+        value = options[name]
+        if value is not None and str(value) != str(getattr(found, name)):
+            raise ConfigError(
+                f"the run in '{folder}' has --{name.replace('_', '-')} {getattr(found, name)}, "
+                f"and cannot go on with {value}"
+            )
+    if options["steps"] is not None and options["steps"] < found.steps:
+        raise ConfigError(
+            f"the run in '{folder}' has --steps {found.steps}: it can go on to more, not to {options['steps']}"
+        )
+    changed = {name: options[name] for name in CHANGEABLE if options[name] is not None}
+    return replace(found, **changed), Where(folder, options["device"], command, True, options["download"])
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Refuse numbers out of range, by the option's name.
+
+    Raises:
+        ConfigError: as said.
+    """
+    for name in ("steps", "batch_size", "samples"):
+        value = options.get(name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    lr, temperature, seed = options.get("lr"), options.get("temperature"), options.get("seed")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ConfigError(f"--lr must be positive, got {lr}")
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise ConfigError(f"--temperature must be at least 0, got {temperature}")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be at least 0 and below 2^63, got {seed}")
+
+
+def runs_at(out: Path) -> list[Path]:
+    """The run folders `out`, `out-2`, `out-3`, ... that are there, the last made at the end."""
+    found = [(1, out)] if out.is_dir() else []
+    if out.parent.is_dir():
+        for folder in out.parent.iterdir():
+            number = re.fullmatch(re.escape(out.name) + r"-(\d+)", folder.name)
+            if number and folder.is_dir():
+                found.append((int(number[1]), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def read_settings(folder: Path, settings: type[S]) -> S:
+    """The settings of the run in a folder.
+
+    Raises:
+        StorageError: there are none, or they are damaged.
+    """
+    try:
+        return settings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"'{folder / SETTINGS}' is missing or damaged, so the run in '{folder}' cannot go on"
+        ) from error
+
+
+def settings_text(settings: Any, command: str) -> str:
+    """What `read_settings` reads."""
+    return json.dumps({"settings": asdict(settings), "command": command}, indent=2) + "\n"
+
+
+def typed(context: click.Context) -> str:
+    """The command as it was typed, without what was left to its default."""
+    words: list[str] = context.command_path.split()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Option):
+            words += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], str(context.params[name])]
+        else:
+            words += [str(value) for value in context.params[name]]
+    return shlex.join(words)
+
+
+def stopped(example: str, folder: Path, done: int, steps: int) -> str:
+    """What is said after Ctrl-C."""
+    if not done:
+        return "Stopped before the first step: there is nothing to keep."
+    command = f"flowkit examples {example} --resume --out {shlex.quote(str(folder))}"
+    return f"Stopped after step {done:,} of {steps:,}; its state is kept. Go on with:\n  {command}"
+
+
+def mean_bits(losses: Sequence[float]) -> float:
+    """The mean of losses in nats, in bits."""
+    return sum(losses) / len(losses) / math.log(2)
