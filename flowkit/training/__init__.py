@@ -20,6 +20,7 @@ _HOME = {
     "NextItems": "flowkit.training.loading",
     "batches": "flowkit.training.loading",
     "FlowModule": "flowkit.training.module",
+    "MovingAverage": "flowkit.training.average",
     "KeepLastState": "flowkit.training.checkpoint",
     "read_checkpoint": "flowkit.training.checkpoint",
     "Progress": "flowkit.training.progress",
@@ -43,6 +44,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from flowkit.training.average import MovingAverage
     from flowkit.training.checkpoint import KeepLastState, read_checkpoint
     from flowkit.training.layout import by_name
     from flowkit.training.likelihood import NegativeLogLikelihood

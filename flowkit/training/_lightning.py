@@ -13,12 +13,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what other packages deprecate while Lightning imports them
     try:
         import lightning.pytorch as pl
+        from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     except ImportError as error:
         raise MissingDependencyError(
             'training needs Lightning: python -m pip install "flowkit[train]" brings it'
         ) from error
 
-__all__ = ["pl", "quiet"]
+__all__ = ["TorchElasticEnvironment", "pl", "quiet"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning", "lightning_utilities")
 # A warning is judged by the module that it is attributed to; flowkit's own, and the user's, pass.

@@ -17,6 +17,7 @@ import torch
 
 from flowkit.errors import NonFiniteError, StorageError
 from flowkit.training._lightning import pl
+from flowkit.training.processes import any_process
 
 SAVE_EVERY_SECONDS = 30.0
 
@@ -38,7 +39,7 @@ class KeepLastState(pl.Callback):
     def __init__(self, path: str | Path | None, *, seconds: float | None = SAVE_EVERY_SECONDS):
         self.path, self.seconds = None if path is None else Path(path), seconds
         self.interrupted = False
-        self._saved_at = 0.0
+        self._saved_at, self._stops = 0.0, False
         self._trainer: pl.Trainer | None = None
         self._before: Any = None
         self._listens_for_itself = False
@@ -59,7 +60,7 @@ class KeepLastState(pl.Callback):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        if self._trainer is not None:
+        if self._trainer is not None and self._trainer.world_size == 1:
             self._trainer.should_stop = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,14 +69,24 @@ class KeepLastState(pl.Callback):
         if self._before is None:
             self._listens_for_itself = True
             self.listen()
-        trainer.should_stop = trainer.should_stop or self.interrupted
+        [self._stops] = any_process(self.interrupted, device=pl_module.device)
+        trainer.should_stop = trainer.should_stop or self._stops
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves now and then. Between two steps, where all counters agree."""
-        if self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds:
+        """Saves now and then. Between two steps, where all counters agree; and all processes at the same step."""
+        due = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+        due, self._stops = any_process(due, self.interrupted, device=pl_module.device)
+        if due:
             self._save(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends all processes after the same step, where one of them heard Ctrl-C before it."""
+        if trainer.world_size > 1 and self._stops:
+            self.interrupted = trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the end, or the state at Ctrl-C."""
@@ -144,6 +155,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise StorageError(f"the checkpoint '{path}' is damaged, or is no checkpoint") from error
     if not isinstance(checkpoint, dict) or "flowkit_training" not in checkpoint or "state_dict" not in checkpoint:
         raise StorageError(f"'{path}' is no checkpoint of flowkit's training")
+    if missing := {"losses", "items_seen", "random_states"} - checkpoint["flowkit_training"].keys():
+        raise StorageError(f"the checkpoint '{path}' is of another version of flowkit: it lacks {sorted(missing)}")
     return checkpoint
 
 

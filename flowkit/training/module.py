@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from flowkit.flow import Flow
 from flowkit.shapes import listing
 from flowkit.training import guard
 from flowkit.training._lightning import pl
+from flowkit.training.average import MovingAverage
 from flowkit.training.checkpoint import random_state, set_random_state
 from flowkit.training.layout import Layout, bare, by_name, named
 from flowkit.training.likelihood import NegativeLogLikelihood
 from flowkit.training.loading import process_place
 from flowkit.training.noise import keyed_noise
+from flowkit.training.processes import mean_over_processes, of_every_process, separate_norms
 from flowkit.training.schedule import Schedule
 
 CHECKPOINT_KEY = "flowkit_training"
@@ -45,13 +49,17 @@ class FlowModule(pl.LightningModule):
         layout: `batch -> (x, given)`, each a tensor, a dictionary by name, or None; by default `by_name`.
         optimizer: `parameters -> Optimizer`, in place of Adam.
         initialize: run `flow.initialize` on the first batch where a part needs it.
+        ema: the decay of an exponential moving average of the weights, 0.999 for one; None for no average. It is kept
+            in checkpoints; one that has none begins it. `averaged` and `ema_flow` use it.
+        validate_average: validate with the averaged weights.
 
     Attributes:
+        average: the `MovingAverage`, or None.
         losses: the loss of every step, nats per dimension; kept in checkpoints.
         items_seen: how many items the run has used, over all processes; `NextItems` begins there.
 
     Raises:
-        ConfigError: values out of range, or noise for an input that the flow lacks.
+        ConfigError: values out of range, noise for an input that the flow lacks, or `validate_average` without `ema`.
         NonFiniteError: while training, as above.
 
     Example:
@@ -77,13 +85,19 @@ class FlowModule(pl.LightningModule):
         layout: Layout | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         initialize: bool = True,
+        ema: float | None = None,
+        validate_average: bool = False,
     ):
         super().__init__()
         if not (0 < lr < math.inf) or weight_decay < 0 or (clip is not None and clip <= 0):
             raise ConfigError(
                 f"lr and clip must be positive and weight_decay at least 0, got {lr}, {clip} and {weight_decay}"
             )
+        if validate_average and ema is None:
+            raise ConfigError("validate_average needs an average: give ema, its decay")
         self.likelihood = NegativeLogLikelihood(flow)
+        self.average = None if ema is None else MovingAverage(flow, ema)
+        self.validate_average = validate_average
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule = schedule or Schedule()
         self.noise = _noise_by_name(noise, flow)
@@ -99,6 +113,29 @@ class FlowModule(pl.LightningModule):
     def flow(self) -> Flow:
         """The flow that is trained."""
         return self.likelihood.flow
+
+    @contextmanager
+    def averaged(self) -> Iterator[Flow]:
+        """The flow, with the averaged weights within the block; with its own where there is no average.
+
+        In place and without a second copy of the flow: so not between a forward pass and its backward.
+        """
+        if self.average is None:
+            yield self.flow
+        else:
+            with self.average.applied():
+                yield self.flow
+
+    def ema_flow(self) -> Flow:
+        """A copy of the flow with the averaged weights, in eval mode.
+
+        Raises:
+            ConfigError: there is no average.
+        """
+        if self.average is None:
+            raise ConfigError("there is no average of the weights: give FlowModule ema, its decay")
+        with self.average.applied():
+            return copy.deepcopy(self.flow).eval()
 
     def parts(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Data and conditions of a batch, by name."""
@@ -130,10 +167,10 @@ class FlowModule(pl.LightningModule):
         if self.initialize and not self.losses:
             self._initialize(x, given)
         loss = self.likelihood(bare(x), bare(given)) / self.flow.dim
-        value = loss.item()
+        value = mean_over_processes(loss).item()  # not finite in one process is not finite in all
         if not math.isfinite(value):
             self._statistics.restore()
-            self._refuse(f"the loss is {value}", guard.fault_of_loss(self.flow, x, given))
+            self._refuse(f"the loss is {value}", self._fault_of_loss(x, given))
         self._loss = value
         self._log({"loss": value, "bits_per_dimension": value / math.log(2)}, rows)
         return loss
@@ -143,7 +180,9 @@ class FlowModule(pl.LightningModule):
         x, given = self.parts(batch)
         rows = len(next(iter(x.values())))
         x = self.with_noise(x, "validation", batch_idx * rows)
-        value = self.likelihood(bare(x), bare(given)) / self.flow.dim
+        with self.averaged() if self.validate_average else nullcontext():
+            value = self.likelihood(bare(x), bare(given)) / self.flow.dim
+        value = mean_over_processes(value)
         self._log({"val_loss": value, "val_bits_per_dimension": value / math.log(2)}, rows)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -169,6 +208,8 @@ class FlowModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One step, and then what counts it: so that both are there in a checkpoint, or neither."""
         super().optimizer_step(*args, **kwargs)  # runs training_step and backward within
+        if self.average is not None:
+            self.average.update()
         self.losses.append(self._loss)
         self.items_seen += self._items_in_step
         self._items_in_step = 0
@@ -188,7 +229,8 @@ class FlowModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "items_seen": self.items_seen,
-            "random_state": random_state(),
+            "random_states": of_every_process(random_state()),
+            "average": None if self.average is None else self.average.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -196,7 +238,11 @@ class FlowModule(pl.LightningModule):
         kept = checkpoint.get(CHECKPOINT_KEY)
         if kept is not None:
             self.losses, self.items_seen = kept["losses"].tolist(), int(kept["items_seen"])
-            self._random_state = kept["random_state"]
+            rank, world = process_place()
+            states = kept["random_states"]
+            self._random_state = states[rank] if len(states) == world else states[0]
+            if self.average is not None and kept.get("average") is not None:
+                self.average.load(kept["average"])
 
     def _factor(self, step: int) -> float:
         trainer = self._trainer
@@ -205,6 +251,13 @@ class FlowModule(pl.LightningModule):
     def _initialize(self, x: dict[str, Tensor], given: dict[str, Tensor]) -> None:
         if any(getattr(module, "needs_initialization", False) for module in self.flow.modules()):
             self.flow.initialize(bare(x), given=bare(given))
+
+    def _fault_of_loss(self, x: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+        separate_norms(self)  # from here on processes look for themselves
+        found = of_every_process((guard.bad_data(x, given) is None, guard.fault_of_loss(self.flow, x, given)))
+        bad_data_first = min(range(len(found)), key=lambda rank: (found[rank][0], rank))
+        where = f" (in process {bad_data_first})" if len(found) > 1 else ""
+        return found[bad_data_first][1] + where
 
     def _scales_its_gradients(self) -> bool:
         # float16's loss scaling makes infinities on purpose, and skips those steps itself.

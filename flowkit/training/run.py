@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 
 from flowkit.errors import ConfigError
-from flowkit.training._lightning import pl, quiet
+from flowkit.training._lightning import TorchElasticEnvironment, pl, quiet
 from flowkit.training.checkpoint import SAVE_EVERY_SECONDS, KeepLastState, check_fits, read_checkpoint
 from flowkit.training.module import FlowModule
+from flowkit.training.processes import launched, synchronized_norms
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ def fit(
     Nothing but the checkpoint is written, and Lightning's hints and warnings stay silent. For anything else use a
     `FlowModule` under a Trainer of one's own.
 
+    Started by `torchrun --nproc-per-node N`, the processes share each batch out (gloo on CPUs, NCCL on GPUs), batch
+    normalisation takes the statistics of all of them, and the first alone writes and prints.
+
     Args:
         module: the flow and its recipe; the flow is trained in place, and left in eval mode, on the CPU.
         batches: a data loader, by `flowkit.training.batches` where the run is to be resumed exactly.
@@ -62,7 +67,8 @@ def fit(
         trainer_options: passed to `lightning.pytorch.Trainer`.
 
     Raises:
-        ConfigError: steps below 1, a device that is not there, or `resume` without a checkpoint.
+        ConfigError: steps below 1, a device that is not there, `resume` without a checkpoint, or a batch normalisation
+            that cannot be synchronised over processes.
         StorageError: the checkpoint cannot be read, is another flow's, or cannot be written.
         KeyboardInterrupt: a second Ctrl-C.
         NonFiniteError: a step's loss or gradient is not finite; the flow, and the checkpoint, are as before that step.
@@ -80,7 +86,7 @@ def fit(
     """
     if steps < 1:
         raise ConfigError(f"at least one step is needed, got steps={steps}")
-    accelerator, devices = trainer_device(device)
+    place = _over_processes(device) or dict(zip(("accelerator", "devices"), trainer_device(device), strict=True))
     keeper = KeepLastState(checkpoint, seconds=save_every)
     if resume:
         if checkpoint is None:
@@ -89,10 +95,9 @@ def fit(
     started = time.monotonic()
     keeper.listen()
     try:
-        with quiet():
+        with quiet(), synchronized_norms(module) if "strategy" in place else nullcontext():
             trainer = pl.Trainer(
-                accelerator=accelerator,
-                devices=devices,
+                **place,
                 max_steps=steps,
                 max_epochs=-1,
                 callbacks=[*callbacks, keeper],
@@ -118,6 +123,26 @@ def fit(
         time.monotonic() - started,
         keeper.interrupted and len(module.losses) < steps,
     )
+
+
+def _over_processes(device: str) -> dict[str, Any] | None:
+    """Trainer options for the processes that torchrun started; None where there is one."""
+    processes = launched()
+    if processes is None:
+        return None
+    world, local = processes
+    if ":" in device:
+        raise ConfigError(f"torchrun gives every process its own device: use cuda, not '{device}'")
+    accelerator, _ = trainer_device(device)
+    if accelerator == "gpu" and torch.cuda.device_count() < local:
+        raise ConfigError(f"{local} processes need as many GPUs, this machine has {torch.cuda.device_count()}: use cpu")
+    return {
+        "accelerator": accelerator,
+        "devices": local,
+        "num_nodes": world // local,
+        "strategy": "ddp",
+        "plugins": [TorchElasticEnvironment()],
+    }
 
 
 def trainer_device(device: str) -> tuple[str, Any]:

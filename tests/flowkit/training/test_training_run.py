@@ -270,6 +270,9 @@ def test_checkpoints_that_are_refused(points, tmp_path):
     torch.save({"weights": torch.zeros(1)}, file)
     with pytest.raises(StorageError, match="is no checkpoint of flowkit's training"):
         trained(points, 3, checkpoint=file, resume=True)
+    torch.save({"flowkit_training": {"losses": torch.zeros(1), "items_seen": 1}, "state_dict": {}}, file)
+    with pytest.raises(StorageError, match=r"is of another version of flowkit: it lacks \['random_states'\]"):
+        trained(points, 3, checkpoint=file, resume=True)
     trained(points, 1, checkpoint=file)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
