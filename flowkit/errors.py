@@ -45,6 +45,10 @@ class BackpropError(FlowkitError, RuntimeError):
     """Something that memory-frugal gradients cannot do; the message says what to use instead."""
 
 
+class OutOfMemoryError(FlowkitError, MemoryError):
+    """A training step that does not fit into memory; the message says what would take less."""
+
+
 class ConformanceError(FlowkitError, AssertionError):
     """A bijection broke at least one law of the conformance kit; the message lists every failure."""
 

@@ -23,6 +23,7 @@ _HOME = {
     "MovingAverage": "flowkit.training.average",
     "KeepLastState": "flowkit.training.checkpoint",
     "read_checkpoint": "flowkit.training.checkpoint",
+    "Pictures": "flowkit.training.pictures",
     "Progress": "flowkit.training.progress",
     "FitResult": "flowkit.training.run",
     "fit": "flowkit.training.run",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from flowkit.training.loading import NextItems, batches
     from flowkit.training.module import FlowModule
     from flowkit.training.noise import keyed_noise
+    from flowkit.training.pictures import Pictures
     from flowkit.training.progress import Progress
     from flowkit.training.run import FitResult, fit
     from flowkit.training.schedule import Schedule

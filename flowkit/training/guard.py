@@ -103,6 +103,25 @@ class NormStatistics:
                 buffer.copy_(before)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a device's or the CPU's lack of memory.
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def takes_less_memory(flow: Flow, rows: int) -> str:
+    """What to change where a step of so many rows does not fit: first the way gradients are computed, then the rows."""
+    smaller = f"a batch size of {max(1, rows // 2)}" if rows > 1 else "a smaller flow"
+    if flow.backprop in ("plain", "checkpoint"):
+        return f"flow.backprop = 'reverse' keeps no values of the layers; or use {smaller}"
+    return f"use {smaller}"
+
+
 def _bad_parameter(flow: Flow) -> str | None:
     for name, parameter in flow.named_parameters():
         found = first_bad(parameter)

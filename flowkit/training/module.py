@@ -57,6 +57,7 @@ class FlowModule(pl.LightningModule):
         average: the `MovingAverage`, or None.
         losses: the loss of every step, nats per dimension; kept in checkpoints.
         items_seen: how many items the run has used, over all processes; `NextItems` begins there.
+        rows_at_hand: of the last batch, in this process.
 
     Raises:
         ConfigError: values out of range, noise for an input that the flow lacks, or `validate_average` without `ema`.
@@ -104,7 +105,7 @@ class FlowModule(pl.LightningModule):
         self.clip, self.seed, self.layout, self.optimizer = clip, seed, layout, optimizer
         self.initialize = initialize
         self.losses: list[float] = []
-        self.items_seen = 0
+        self.items_seen, self.rows_at_hand = 0, 0
         self._items_in_step, self._loss = 0, math.nan
         self._statistics = guard.NormStatistics(flow)
         self._random_state: dict[str, Any] | None = None
@@ -160,7 +161,7 @@ class FlowModule(pl.LightningModule):
             NonFiniteError: it is not finite; nothing was changed.
         """
         clean, given = self.parts(batch)
-        rows = len(next(iter(clean.values())))
+        rows = self.rows_at_hand = len(next(iter(clean.values())))
         x = self.with_noise(clean, "noise", self.items_seen + self._items_in_step)
         self._items_in_step += rows * process_place()[1]
         self._statistics.keep()

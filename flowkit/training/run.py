@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, MissingDependencyError, OutOfMemoryError
+from flowkit.training import guard
 from flowkit.training._lightning import TorchElasticEnvironment, pl, quiet
 from flowkit.training.checkpoint import SAVE_EVERY_SECONDS, KeepLastState, check_fits, read_checkpoint
 from flowkit.training.module import FlowModule
@@ -45,12 +47,13 @@ def fit(
     device: str = "auto",
     save_every: float | None = SAVE_EVERY_SECONDS,
     callbacks: Sequence[pl.Callback] = (),
+    tensorboard: str | Path | None = None,
     **trainer_options: Any,
 ) -> FitResult:
     """Train until `steps` steps are done, in all.
 
-    Nothing but the checkpoint is written, and Lightning's hints and warnings stay silent. For anything else use a
-    `FlowModule` under a Trainer of one's own.
+    Nothing but the checkpoint, and TensorBoard's curves where they are asked for, is written, and Lightning's hints and
+    warnings stay silent. For anything else use a `FlowModule` under a Trainer of one's own.
 
     Started by `torchrun --nproc-per-node N`, the processes share each batch out (gloo on CPUs, NCCL on GPUs), batch
     normalisation takes the statistics of all of them, and the first alone writes and prints.
@@ -64,12 +67,15 @@ def fit(
         device: "auto", "cpu", "cuda" or "cuda:N".
         save_every: seconds between two writes of the checkpoint.
         callbacks: Lightning's, `flowkit.training.Progress` for one.
-        trainer_options: passed to `lightning.pytorch.Trainer`.
+        tensorboard: a folder for the curves of what is logged, by step; `tensorboard --logdir FOLDER` shows them.
+        trainer_options: passed to `lightning.pytorch.Trainer`: `precision="bf16-mixed"`, `log_every_n_steps=10`.
 
     Raises:
         ConfigError: steps below 1, a device that is not there, `resume` without a checkpoint, or a batch normalisation
             that cannot be synchronised over processes.
         StorageError: the checkpoint cannot be read, is another flow's, or cannot be written.
+        MissingDependencyError: `tensorboard` without the package.
+        OutOfMemoryError: a step does not fit into memory; the checkpoint is as it was last written.
         KeyboardInterrupt: a second Ctrl-C.
         NonFiniteError: a step's loss or gradient is not finite; the flow, and the checkpoint, are as before that step.
 
@@ -101,7 +107,7 @@ def fit(
                 max_steps=steps,
                 max_epochs=-1,
                 callbacks=[*callbacks, keeper],
-                logger=False,
+                logger=_logger(tensorboard),
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -113,6 +119,14 @@ def fit(
             trainer.fit(module, batches, ckpt_path=checkpoint if resume else None, weights_only=True)
     except SystemExit as leaving:  # Lightning's answer to a second Ctrl-C, which is the caller's to answer
         raise KeyboardInterrupt from leaving
+    except (RuntimeError, MemoryError) as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        rows = module.rows_at_hand
+        raise OutOfMemoryError(
+            f"step {len(module.losses) + 1}, of {rows} rows with backprop '{module.flow.backprop}', does not fit into "
+            f"memory: {guard.takes_less_memory(module.flow, rows)}"
+        ) from error
     finally:
         keeper.release()
         module.eval()
@@ -123,6 +137,20 @@ def fit(
         time.monotonic() - started,
         keeper.interrupted and len(module.losses) < steps,
     )
+
+
+def _logger(tensorboard: str | Path | None) -> Any:
+    if tensorboard is None:
+        return False
+    try:
+        importlib.import_module("tensorboard")
+    except ImportError as error:
+        raise MissingDependencyError(
+            'curves need TensorBoard: python -m pip install "flowkit[train]" brings it'
+        ) from error
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(tensorboard, name=None, version="")
 
 
 def _over_processes(device: str) -> dict[str, Any] | None:
