@@ -93,6 +93,7 @@ class MLP(_Recipe):
         dropout: probability of dropping a hidden unit in training.
         zero_last: start the last layer at zero, so that a coupling starts as the identity.
 
+    >>> import torch
     >>> net = MLP(hidden=(32, 32)).build((3,), ((10,),), 4)
     >>> net(torch.zeros(5, 3), torch.zeros(5, 10)).shape
     torch.Size([5, 4])
@@ -144,6 +145,7 @@ class ConvNet(_Recipe):
         norm: `"batch"` puts a batch normalisation after every convolution but the last; None has none.
         zero_last: start the last layer at zero, so that a coupling starts as the identity.
 
+    >>> import torch
     >>> net = ConvNet(hidden=16).build((1, 8, 8), ((3, 8, 8),), 2)
     >>> net(torch.zeros(5, 1, 8, 8), torch.zeros(5, 3, 8, 8)).shape
     torch.Size([5, 2, 8, 8])
@@ -221,6 +223,7 @@ class ResidualNet(_Recipe):
         activation: before every layer but the first; see `MLP`.
         zero_last: start the last layer at zero, so that a coupling starts as the identity.
 
+    >>> import torch
     >>> ResidualNet(hidden=32, blocks=2).build((3,), (), 4)(torch.zeros(5, 3)).shape
     torch.Size([5, 4])
     """
