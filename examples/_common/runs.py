@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
+from flowkit.cli.output import console, run_folder, write_file
 from flowkit.errors import ConfigError, StorageError
+from flowkit.training.processes import launched
 
 from .recipes import CHECKPOINT, SETTINGS, Recipe
 
@@ -137,6 +141,27 @@ def typed(context: click.Context) -> str:
         else:
             words += [str(value) for value in context.params[name]]
     return shlex.join(words)
+
+
+def first_process() -> bool:
+    """Whether this process writes and prints: of those that torchrun started, the first does; one alone does."""
+    return launched() is None or os.environ["RANK"] == "0"
+
+
+def terminal(error: bool = False) -> Console:
+    """The console of a run: silent in all processes but the first."""
+    made = console(error)
+    made.quiet = not first_process()
+    return made
+
+
+def begin(where: Where, settings: Any) -> Path:
+    """The folder of a run, with its settings written into it. Processes but the first write nothing."""
+    if not first_process():
+        return where.out
+    folder = where.out if where.resume else run_folder(where.out)
+    write_file(folder / SETTINGS, settings_text(settings, where.command))
+    return folder
 
 
 def stopped(example: str, folder: Path, done: int, steps: int) -> str:

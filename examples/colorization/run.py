@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import flowkit as fk
-from flowkit.cli.output import console, run_folder, table, write_file
+from flowkit.cli.output import table, write_file
 from flowkit.training import FitResult, Progress
 from flowkit.training.progress import duration
 from flowkit.training.run import trainer_device
@@ -21,8 +21,8 @@ from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.pictures import loss_curve
 from flowkit_cinn.translation.sources import Source, open_source
 
-from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
-from .._common.runs import INTERRUPTED, Where, mean_bits, settings_text, stopped
+from .._common.recipes import CHECKPOINT, MODEL
+from .._common.runs import INTERRUPTED, Where, begin, first_process, mean_bits, stopped, terminal
 from .choices import Settings
 from .gallery import colorizations, temperatures
 from .recipes import METRIC_SAMPLES
@@ -41,14 +41,13 @@ def run(settings: Settings, where: Where) -> int:
         FlowkitError: the data cannot be had, the folder cannot be written, the device is not there, or training failed;
             the run can go on from its checkpoint after the last.
     """
-    out = console()
+    out = terminal()
     trainer_device(where.device)
     source = open_source(settings.data, root=settings.root, download=where.download)
     out.print(source.report.summary(), soft_wrap=True)
     torch.manual_seed(settings.seed)
     flow = colorization_cinn(settings.preset)
-    folder = where.out if where.resume else run_folder(where.out)
-    write_file(folder / SETTINGS, settings_text(settings, where.command))
+    folder = begin(where, settings)
     count = sum(p.numel() for p in flow.parameters())
     out.print(
         f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
@@ -62,12 +61,13 @@ def run(settings: Settings, where: Where) -> int:
         device=where.device,
         checkpoint=folder / CHECKPOINT,
         resume=where.resume,
-        callbacks=[Progress(console(error=True))],
+        callbacks=[Progress(terminal(error=True))],
     )
     if result.interrupted:
         out.print(stopped("colorization", folder, result.steps, settings.steps), soft_wrap=True)
         return INTERRUPTED
-    leave_results(flow, source, settings, where.command, result, folder, out)
+    if first_process():
+        leave_results(flow, source, settings, where.command, result, folder, out)
     return 0
 
 

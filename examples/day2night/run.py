@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import flowkit as fk
-from flowkit.cli.output import console, run_folder, table, write_file
+from flowkit.cli.output import console, table, write_file
 from flowkit.training import FitResult, Progress
 from flowkit.training.progress import duration
 from flowkit.training.run import trainer_device
@@ -20,8 +20,8 @@ from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.metrics import bootstrap
 from flowkit_cinn.translation.pictures import loss_curve
 
-from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
-from .._common.runs import INTERRUPTED, Where, mean_bits, settings_text, stopped
+from .._common.recipes import CHECKPOINT, MODEL
+from .._common.runs import INTERRUPTED, Where, begin, first_process, mean_bits, stopped, terminal
 from .gallery import samples_picture, temperatures_picture
 from .report import page
 from .settings import Settings
@@ -38,14 +38,13 @@ def run(settings: Settings, where: Where) -> int:
         FlowkitError: the data cannot be had, the folder cannot be written, the device is not there, or training failed;
             the run can go on from its checkpoint after the last.
     """
-    show = console()
+    show = terminal()
     trainer_device(where.device)
     cameras = open_cameras(settings.data)
     show.print(cameras.summary(), soft_wrap=True)
     torch.manual_seed(settings.seed)
     flow = day2night_cinn(settings.preset, unconditional=settings.without_condition)
-    folder = where.out if where.resume else run_folder(where.out)
-    write_file(folder / SETTINGS, settings_text(settings, where.command))
+    folder = begin(where, settings)
     count = sum(p.numel() for p in flow.parameters())
     show.print(
         f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
@@ -59,12 +58,13 @@ def run(settings: Settings, where: Where) -> int:
         device=where.device,
         checkpoint=folder / CHECKPOINT,
         resume=where.resume,
-        callbacks=[Progress(console(error=True))],
+        callbacks=[Progress(terminal(error=True))],
     )
     if result.interrupted:
         show.print(stopped("day2night", folder, result.steps, settings.steps), soft_wrap=True)
         return INTERRUPTED
-    leave_results(flow, cameras, settings, where.command, result, folder)
+    if first_process():
+        leave_results(flow, cameras, settings, where.command, result, folder)
     return 0
 
 

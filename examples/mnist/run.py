@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import flowkit as fk
-from flowkit.cli.output import console, run_folder, table, write_file
+from flowkit.cli.output import console, table, write_file
 from flowkit.errors import ConfigError
 from flowkit.training import FitResult, Progress
 from flowkit.training.progress import duration
@@ -21,8 +21,8 @@ from flowkit_cinn import mnist_cinn
 from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.pictures import loss_curve
 
-from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
-from .._common.runs import INTERRUPTED, Where, mean_bits, settings_text, stopped
+from .._common.recipes import CHECKPOINT, MODEL
+from .._common.runs import INTERRUPTED, Where, begin, first_process, mean_bits, stopped, terminal
 from .choices import Settings
 from .digits import Digits, open_digits
 from .gallery import reliability_picture, samples, transfer
@@ -44,13 +44,12 @@ def run(settings: Settings, where: Where) -> int:
         FlowkitError: the data cannot be had or does not fit the preset, the folder cannot be written, the device is not
             there, or training failed; the run can go on from its checkpoint after the last.
     """
-    out = console()
+    out = terminal()
     trainer_device(where.device)
     digits = open_digits(settings.data, where.download)
     out.print(digits.summary, soft_wrap=True)
     flows = _flows(settings, digits)
-    folder = where.out if where.resume else run_folder(where.out)
-    write_file(folder / SETTINGS, settings_text(settings, where.command))
+    folder = begin(where, settings)
     count = sum(p.numel() for p in flows[0].parameters())
     out.print(
         f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, then as "
@@ -67,14 +66,15 @@ def run(settings: Settings, where: Where) -> int:
                 device=where.device,
                 checkpoint=folder / name,
                 resume=where.resume and (folder / name).is_file(),
-                callbacks=[Progress(console(error=True), title)],
+                callbacks=[Progress(terminal(error=True), title)],
             )
         )
         if results[-1].interrupted:
             done = sum(result.steps for result in results)
             out.print(stopped("mnist", folder, done, 2 * settings.steps), soft_wrap=True)
             return INTERRUPTED
-    leave_results(flows, digits, settings, where.command, results, folder)
+    if first_process():
+        leave_results(flows, digits, settings, where.command, results, folder)
     return 0
 
 

@@ -1,6 +1,9 @@
 """`flowkit examples day2night` on a small folder of cameras: what it leaves, what it repeats, what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +96,26 @@ def test_a_flow_that_is_blind_to_the_day(place):
     assert fk.load(out / "model.safetensors").condition_shapes == {}
     assert figures(out)["training"]["without_condition"] is True
     assert "blind to the day" in (out / "report.html").read_text()
+
+
+def test_two_processes_of_torchrun_make_one_run(place):
+    words = ("--data", place, "--steps", 2, "--batch-size", 4, "--samples", 2, "--device", "cpu")
+    assert day2night(*words, "--out", place / "alone") == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flowkit"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "examples", "day2night", *map(str, words), "--out", "both"],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("diverse nights of places") == 1
+    assert {path.name for path in (place / "both").iterdir()} == FILES
+    assert not (place / "both-2").exists()
+    alone, both = (figures(place / name)["held_out"]["bits_per_dimension"]["mean"] for name in ("alone", "both"))
+    assert both == pytest.approx(alone, rel=1e-3)
 
 
 def test_bad_options_are_one_sentence(place, tmp_path, capsys):
