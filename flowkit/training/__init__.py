@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "NegativeLogLikelihood": "flowkit.training.likelihood",
     "by_name": "flowkit.training.layout",
+    "generator_for": "flowkit.training.noise",
     "keyed_noise": "flowkit.training.noise",
     "Schedule": "flowkit.training.schedule",
     "NextItems": "flowkit.training.loading",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from flowkit.training.likelihood import NegativeLogLikelihood
     from flowkit.training.loading import NextItems, batches
     from flowkit.training.module import FlowModule
-    from flowkit.training.noise import keyed_noise
+    from flowkit.training.noise import generator_for, keyed_noise
     from flowkit.training.pictures import Pictures
     from flowkit.training.progress import Progress
     from flowkit.training.run import FitResult, fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowkit.errors import ConfigError
+from flowkit.training import generator_for
 from flowkit_cinn.translation.color import split_rgb
 from flowkit_cinn.translation.images import PhotographError, is_colourless
 from flowkit_cinn.translation.sources import AnyImage, DataError, Skipped, SourceReport
@@ -99,7 +99,7 @@ class ColorCrops(Dataset[Crop]):
 
     def _crop(self, index: int) -> Image.Image:
         image = self._image(index)
-        draw = torch.rand(5, generator=_generator(self.seed, "crop", index), dtype=torch.float64).tolist()
+        draw = torch.rand(5, generator=generator_for(self.seed, "crop", index), dtype=torch.float64).tolist()
         box = random_box(image.size, self.photo_size[1] / self.photo_size[0], draw[:4])
         crop = image.crop(box)
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw[4] < 0.5 else crop
@@ -107,7 +107,7 @@ class ColorCrops(Dataset[Crop]):
     def _image(self, index: int) -> Image.Image:
         epoch, place = divmod(index, len(self.images))
         if self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(self.images), generator=_generator(self.seed, "order", epoch))
+            self._order = epoch, torch.randperm(len(self.images), generator=generator_for(self.seed, "order", epoch))
         first = int(self._order[1][place])
         for step in range(min(MOST_FAILURES, len(self.images))):
             number = (first + step) % len(self.images)
@@ -218,12 +218,6 @@ def _pairs(crops: Sequence[Image.Image], photo_size: Size, ab_size: Size) -> Cro
 def _stack(crops: Sequence[Image.Image], size: Size) -> Tensor:
     resized = [np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for crop in crops]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().float() / 255
-
-
-def _generator(seed: int, purpose: str, number: int) -> torch.Generator:
-    # torch's generators of neighbouring seeds are alike at first, so the key is hashed.
-    key = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
 
 
 def _check_sizes(photo_size: Size, ab_size: Size) -> None:

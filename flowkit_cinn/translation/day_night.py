@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowkit.errors import ConfigError
-from flowkit.training.noise import generator_for
+from flowkit.training import generator_for
 from flowkit_cinn.translation.crops import central_box, random_box
 from flowkit_cinn.translation.images import Photograph, PhotographError
 from flowkit_cinn.translation.sources import DataError, NamedImage, index_shard
