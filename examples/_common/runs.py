@@ -164,6 +164,14 @@ def begin(where: Where, settings: Any) -> Path:
     return folder
 
 
+def announcement(settings: Any, parameters: int, folder: Path) -> str:
+    """What is said before training: preset, size, steps and folder."""
+    return (
+        f"Preset '{settings.preset}', {parameters:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
+        f"in {folder}. Ctrl-C keeps the state."
+    )
+
+
 def stopped(example: str, folder: Path, done: int, steps: int) -> str:
     """What is said after Ctrl-C."""
     if not done:

@@ -22,7 +22,7 @@ from flowkit_cinn.translation.pictures import loss_curve
 from flowkit_cinn.translation.sources import Source, open_source
 
 from .._common.recipes import CHECKPOINT, MODEL
-from .._common.runs import INTERRUPTED, Where, begin, first_process, mean_bits, stopped, terminal
+from .._common.runs import INTERRUPTED, Where, announcement, begin, first_process, mean_bits, stopped, terminal
 from .choices import Settings
 from .gallery import colorizations, temperatures
 from .recipes import METRIC_SAMPLES
@@ -49,11 +49,7 @@ def run(settings: Settings, where: Where) -> int:
     flow = colorization_cinn(settings.preset)
     folder = begin(where, settings)
     count = sum(p.numel() for p in flow.parameters())
-    out.print(
-        f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
-        f"in {folder}. Ctrl-C keeps the state.",
-        soft_wrap=True,
-    )
+    out.print(announcement(settings, count, folder), soft_wrap=True)
     result = train(
         flow,
         source,

@@ -21,7 +21,7 @@ from flowkit_cinn.translation.metrics import bootstrap
 from flowkit_cinn.translation.pictures import loss_curve
 
 from .._common.recipes import CHECKPOINT, MODEL
-from .._common.runs import INTERRUPTED, Where, begin, first_process, mean_bits, stopped, terminal
+from .._common.runs import INTERRUPTED, Where, announcement, begin, first_process, mean_bits, stopped, terminal
 from .gallery import samples_picture, temperatures_picture
 from .report import page
 from .settings import Settings
@@ -46,11 +46,7 @@ def run(settings: Settings, where: Where) -> int:
     flow = day2night_cinn(settings.preset, unconditional=settings.without_condition)
     folder = begin(where, settings)
     count = sum(p.numel() for p in flow.parameters())
-    show.print(
-        f"Preset '{settings.preset}', {count:,} parameters: {settings.steps:,} steps of {settings.batch_size}, "
-        f"in {folder}. Ctrl-C keeps the state.",
-        soft_wrap=True,
-    )
+    show.print(announcement(settings, count, folder), soft_wrap=True)
     result = train(
         flow,
         cameras,

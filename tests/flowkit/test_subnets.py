@@ -239,6 +239,10 @@ def test_what_sees_the_whole_batch_is_given_it_whole(monkeypatch):
     with torch.no_grad():
         net.train()(x)
         torch.testing.assert_close(net.rest[0].running_mean, 0.1 * net.first(x).mean((0, 2, 3)))
+        net.eval().rest[0].train()  # a norm that trains by itself
+        before = net.rest[0].running_mean.clone()
+        net(x)
+        torch.testing.assert_close(net.rest[0].running_mean, 0.9 * before + 0.1 * net.first(x).mean((0, 2, 3)))
         net.eval().rest[-1].register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
         net(x)
     assert seen == [6]
