@@ -59,6 +59,7 @@ def train(
         clip=recipe.clip,
         seed=settings.seed,
         layout=None if flow.condition_shapes else _night_alone,
+        about={"preset": settings.preset},
     )
     length = settings.steps * settings.batch_size
     pairs = DayNightPairs(cameras.train, size=size_of(flow), seed=settings.seed, length=length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from flowkit.errors import InputError, MissingDependencyError
+from flowkit_cinn.translation.torchvision_sources import one_at_a_time
 
 CLASSES = 10
 MEAN, STD = 0.128, 0.305  # the authors', of MNIST's grey in 0..1
@@ -132,6 +134,10 @@ def _idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     path = _file(folder, name, dimensions)
     if path is None:
         raise DigitsError(f"'{folder}' has no {name}-idx{dimensions}-ubyte, plain or as .gz")
+    return _read_idx(path, dimensions)
+
+
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:  # an interrupted download
@@ -156,9 +162,23 @@ def _download(data: str) -> None:
             'the download needs torchvision: python -m pip install "flowkit[cinn]" brings it'
         ) from error
     try:
-        MNIST(data, download=True)
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+        with one_at_a_time(Path(data)):
+            _forget_cut_files(Path(data) / "MNIST" / "raw")
+            MNIST(data, download=True)
+    except (RuntimeError, OSError, EOFError, HTTPException, zlib.error) as error:
+        reason = " ".join(str(error).split())
         raise DigitsError(
-            f"MNIST could not be downloaded to '{data}' ({reason}): try again, what is there is kept"
+            f"MNIST could not be downloaded to '{data}' ({reason}): try again, what is whole is kept"
         ) from error
+
+
+def _forget_cut_files(raw: Path) -> None:
+    """torchvision checks what it fetches, but not what it unpacked: a run that ended while it did would never heal."""
+    for part in ("train", "t10k"):
+        for kind, dimensions in (("images", 3), ("labels", 1)):
+            path = raw / f"{part}-{kind}-idx{dimensions}-ubyte"
+            try:
+                if path.is_file():
+                    _read_idx(path, dimensions)
+            except DigitsError:
+                path.unlink()

@@ -20,6 +20,7 @@ _HOME = {
     "Schedule": "flowkit.training.schedule",
     "NextItems": "flowkit.training.loading",
     "batches": "flowkit.training.loading",
+    "streamed_batches": "flowkit.training.shards",
     "FlowModule": "flowkit.training.module",
     "MovingAverage": "flowkit.training.average",
     "KeepLastState": "flowkit.training.checkpoint",
@@ -57,3 +58,4 @@ if TYPE_CHECKING:
     from flowkit.training.progress import Progress
     from flowkit.training.run import FitResult, fit
     from flowkit.training.schedule import Schedule
+    from flowkit.training.shards import streamed_batches

@@ -14,12 +14,13 @@ with warnings.catch_warnings():
     try:
         import lightning.pytorch as pl
         from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+        from lightning.pytorch.plugins.io import TorchCheckpointIO
     except ImportError as error:
         raise MissingDependencyError(
             'training needs Lightning: python -m pip install "flowkit[train]" brings it'
         ) from error
 
-__all__ = ["TorchElasticEnvironment", "pl", "quiet"]
+__all__ = ["TorchCheckpointIO", "TorchElasticEnvironment", "pl", "quiet"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning", "lightning_utilities")
 # A warning is judged by the module that it is attributed to; flowkit's own, and the user's, pass.

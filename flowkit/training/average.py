@@ -72,6 +72,10 @@ class MovingAverage:
         finally:
             self._write(before)
 
+    def install(self) -> None:
+        """Give the module the averaged weights for good, at the end of a training."""
+        self._write(self._average)
+
     def state(self) -> dict[str, Any]:
         """The average as tensors and plain data."""
         return {"steps": self.steps, "values": dict(self._average)}

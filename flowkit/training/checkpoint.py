@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowkit._version import __version__
 from flowkit.errors import NonFiniteError, StorageError
-from flowkit.training._lightning import pl
+from flowkit.training._lightning import TorchCheckpointIO, pl
 from flowkit.training.processes import any_process
 
 SAVE_EVERY_SECONDS = 30.0
+CHECKPOINT_FORMAT = 1
 
 
 class KeepLastState(pl.Callback):
@@ -112,19 +114,45 @@ class KeepLastState(pl.Callback):
         if self.path is None:
             return
         temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}")
+        writer, usual = _Writer(), trainer.strategy.checkpoint_io
+        reason: str | None = None
         try:
+            trainer.strategy.checkpoint_io = writer
             trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
+            reason = writer.reason
+            if trainer.is_global_zero and reason is None:
                 os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-            reason = getattr(error, "strerror", None) or error
-            raise StorageError(
-                f"the checkpoint '{self.path}' cannot be written ({reason}); the one written before is kept"
-            ) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
         finally:
+            trainer.strategy.checkpoint_io = usual
             if trainer.is_global_zero and temporary.exists():
                 temporary.unlink()
+        [failed] = any_process(reason is not None, device=trainer.strategy.root_device)
+        if failed:
+            raise StorageError(
+                f"the checkpoint '{self.path}' cannot be written ({reason or 'in another process'}); the one written "
+                f"before is kept"
+            )
         self._saved_at = time.monotonic()
+
+
+class _Writer(TorchCheckpointIO):
+    """Writes a checkpoint to a file; what goes wrong is kept for later, for other processes wait at a barrier."""
+
+    reason: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Straight to its place: Lightning's own makes a copy in memory, and one where temporary files lie."""
+        try:
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            # and hides the reason behind it
+            told = next((e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)), error)
+            self.reason = getattr(told, "strerror", None) or str(told).partition("\n")[0]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -157,6 +185,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise StorageError(f"'{path}' is no checkpoint of flowkit's training")
     if missing := {"losses", "items_seen", "random_states"} - checkpoint["flowkit_training"].keys():
         raise StorageError(f"the checkpoint '{path}' is of another version of flowkit: it lacks {sorted(missing)}")
+    kept = checkpoint["flowkit_training"]
+    if kept.get("format", CHECKPOINT_FORMAT) > CHECKPOINT_FORMAT:
+        raise StorageError(
+            f"the checkpoint '{path}' was written by flowkit {kept.get('flowkit')} in format {kept['format']}; this is "
+            f"flowkit {__version__}, which reads format {CHECKPOINT_FORMAT}: update flowkit"
+        )
     return checkpoint
 
 
@@ -164,8 +198,15 @@ def check_fits(checkpoint: dict[str, Any], module: pl.LightningModule, path: str
     """Refuse a checkpoint of another flow.
 
     Raises:
-        StorageError: a name or a shape differs; the first is named.
+        StorageError: it is about something else, which is named, or a name or a shape differs; the first is named.
     """
+    about = checkpoint["flowkit_training"].get("about") or {}
+    for what, now in getattr(module, "about", {}).items():
+        if about.get(what, now) != now:
+            raise StorageError(
+                f"the checkpoint '{path}' is of the {what} '{about[what]}', and the run that is to go on from it has "
+                f"the {what} '{now}'"
+            )
     kept = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     for name in (*own, *kept):

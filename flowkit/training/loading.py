@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, FlowkitError
 from flowkit.training.noise import generator_for
 
 SPARE_BATCHES = 8  # Lightning's batch counter and its step counter may differ by one around a restart
@@ -98,18 +98,55 @@ def batches(
     items = len(dataset)  # type: ignore[arg-type]  # a map-style data set has a length
     sampler = NextItems(run, items, batch_size=batch_size, steps=steps, shuffle=shuffle, seed=seed)
     # A generator of its own: the loader's draw must not shift the random numbers of a resumed run.
-    return DataLoader(
-        dataset,
+    return _Loader(
+        _Telling(dataset) if workers else dataset,
         batch_sampler=sampler,
+        collate_fn=_Collate(options.pop("collate_fn", None) or default_collate),
         num_workers=workers,
-        worker_init_fn=_leave_interrupts_to_the_main_process if workers else None,
+        worker_init_fn=leave_interrupts_to_the_main_process if workers else None,
         generator=torch.Generator().manual_seed(seed),
         persistent_workers=workers > 0,
         **options,
     )
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
+class _Telling(Dataset):
+    """A data set whose errors are items: raised in a worker, they would come wrapped in the worker's traceback."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __getitems__(self, numbers: list[int]) -> list[Any]:
+        try:
+            if hasattr(self.dataset, "__getitems__"):
+                return list(self.dataset.__getitems__(numbers))
+            return [self.dataset[number] for number in numbers]
+        except FlowkitError as error:
+            return [error]
+
+
+class _Collate:
+    """A batch of items; an error as it is."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]):
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        return items[0] if isinstance(items[0], FlowkitError) else self.collate(items)
+
+
+class _Loader(DataLoader):
+    """A data loader that raises the errors among its batches."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, FlowkitError):
+                raise batch
+            yield batch
+
+
+def leave_interrupts_to_the_main_process(worker: int) -> None:
+    """What a data loader's worker does first: Ctrl-C is answered after the step at hand, for which it is needed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,18 @@ import torch
 from flowkit.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from flowkit.training import guard
 from flowkit.training._lightning import TorchElasticEnvironment, pl, quiet
-from flowkit.training.checkpoint import SAVE_EVERY_SECONDS, KeepLastState, check_fits, read_checkpoint
+from flowkit.training.checkpoint import (
+    SAVE_EVERY_SECONDS,
+    KeepLastState,
+    check_fits,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+)
 from flowkit.training.module import FlowModule
 from flowkit.training.processes import launched, synchronized_norms
+
+VALIDATE_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ def fit(
     save_every: float | None = SAVE_EVERY_SECONDS,
     callbacks: Sequence[pl.Callback] = (),
     tensorboard: str | Path | None = None,
+    validation: Iterable[Any] | None = None,
+    validate_every: int = VALIDATE_EVERY,
     **trainer_options: Any,
 ) -> FitResult:
     """Train until `steps` steps are done, in all.
@@ -68,6 +79,9 @@ def fit(
         save_every: seconds between two writes of the checkpoint.
         callbacks: Lightning's, `flowkit.training.Progress` for one.
         tensorboard: a folder for the curves of what is logged, by step; `tensorboard --logdir FOLDER` shows them.
+        validation: a loader of held-out batches, of this process's share of them where there are several; `val_loss`
+            and `val_bits_per_dimension` are means over the rows of all.
+        validate_every: steps between two validations.
         trainer_options: passed to `lightning.pytorch.Trainer`: `precision="bf16-mixed"`, `log_every_n_steps=10`.
 
     Raises:
@@ -90,14 +104,17 @@ def fit(
         >>> fit(module, batches(data, module, batch_size=20, steps=3), steps=3, device="cpu").steps
         3
     """
-    if steps < 1:
-        raise ConfigError(f"at least one step is needed, got steps={steps}")
+    if steps < 1 or validate_every < 1:
+        raise ConfigError(f"at least one step is needed, got steps={steps} and validate_every={validate_every}")
     place = _over_processes(device) or dict(zip(("accelerator", "devices"), trainer_device(device), strict=True))
     keeper = KeepLastState(checkpoint, seconds=save_every)
     if resume:
         if checkpoint is None:
             raise ConfigError("resume needs the checkpoint to go on from")
         check_fits(read_checkpoint(checkpoint), module, checkpoint)
+    if validation is not None:  # by steps: a run is one epoch
+        trainer_options = {"check_val_every_n_epoch": None, "val_check_interval": validate_every, **trainer_options}
+        validation = _Aside(validation)
     started = time.monotonic()
     keeper.listen()
     try:
@@ -116,7 +133,7 @@ def fit(
                 **trainer_options,
             )
             module.train()
-            trainer.fit(module, batches, ckpt_path=checkpoint if resume else None, weights_only=True)
+            trainer.fit(module, batches, validation, ckpt_path=checkpoint if resume else None, weights_only=True)
     except SystemExit as leaving:  # Lightning's answer to a second Ctrl-C, which is the caller's to answer
         raise KeyboardInterrupt from leaving
     except (RuntimeError, MemoryError) as error:
@@ -137,6 +154,29 @@ def fit(
         time.monotonic() - started,
         keeper.interrupted and len(module.losses) < steps,
     )
+
+
+class _Aside:
+    """A loader whose random draws (a data loader's seed, a shuffling) do not shift those of training."""
+
+    def __init__(self, loader: Iterable[Any]):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # or the TypeError that says that it has none
+
+    def __iter__(self) -> Iterator[Any]:
+        state = random_state()
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                set_random_state(state)
+            yield batch
+            state = random_state()
 
 
 def _logger(tensorboard: str | Path | None) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 from flowkit.errors import ConfigError
 from flowkit.training import generator_for
 from flowkit_cinn.translation.color import split_rgb
-from flowkit_cinn.translation.images import PhotographError, is_colourless
+from flowkit_cinn.translation.images import IMAGE_SUFFIXES, PhotographError, is_colourless, read_photograph
 from flowkit_cinn.translation.sources import AnyImage, DataError, Skipped, SourceReport
 
 SCALE = (0.2, 1.0)  # of the image's area, as in the paper
@@ -79,9 +81,7 @@ class ColorCrops(Dataset[Crop]):
         self._free_bytes = cache_bytes
         self._cache: dict[int, Image.Image] = {}
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        target = max(*photo_size, *ab_size)
-        # The shorter side below which the smallest crop would have to be enlarged.
-        self._shorter_side = math.ceil(target / math.sqrt(SCALE[0] * ASPECT[0]))
+        self._shorter_side = _shorter_side(photo_size, ab_size)
 
     def __len__(self) -> int:
         return self.length
@@ -98,11 +98,7 @@ class ColorCrops(Dataset[Crop]):
         return [{name: value[row] for name, value in batch.items()} for row in range(len(crops))]
 
     def _crop(self, index: int) -> Image.Image:
-        image = self._image(index)
-        draw = torch.rand(5, generator=generator_for(self.seed, "crop", index), dtype=torch.float64).tolist()
-        box = random_box(image.size, self.photo_size[1] / self.photo_size[0], draw[:4])
-        crop = image.crop(box)
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw[4] < 0.5 else crop
+        return _random_crop(self._image(index), self.photo_size, self.seed, index)
 
     def _image(self, index: int) -> Image.Image:
         epoch, place = divmod(index, len(self.images))
@@ -139,6 +135,53 @@ class ColorCrops(Dataset[Crop]):
             self._free_bytes -= size
             self._cache[number] = image
         return image
+
+
+class StreamedCrops:
+    """The same crops from what a tar shard holds: `decode`, and `collate`, of `flowkit.training.streamed_batches`.
+
+    Item i is cut, and flipped, by (seed, i). What is no photograph, cannot be read, or has no colours is left out.
+
+    Args:
+        photo_size: (H, W) of L.
+        ab_size: (h, w) of ab; of the same aspect.
+        seed: of all randomness.
+
+    Raises:
+        ConfigError: sizes of different aspect, or not positive.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (40, 30), (200, 90, 20)).save(file, "PNG")
+        >>> crops = StreamedCrops(photo_size=(16, 16), ab_size=(8, 8))
+        >>> item = crops({"__key__": "a", "__url__": "photos.tar", "png": file.getvalue()}, 7)
+        >>> crops.collate([item])["ab"].shape, crops({"__key__": "b", "__url__": "photos.tar", "txt": b"text"}, 7)
+        (torch.Size([1, 2, 8, 8]), None)
+    """
+
+    def __init__(self, *, photo_size: Size = (64, 64), ab_size: Size = (64, 64), seed: int = 0):
+        _check_sizes(photo_size, ab_size)
+        self.photo_size, self.ab_size, self.seed = photo_size, ab_size, seed
+
+    def __call__(self, entries: Mapping[str, Any], number: int) -> Image.Image | None:
+        """The crop of a sample, as item `number` of the run; None where there is none."""
+        kind = next((key for key in entries if f".{key.rpartition('.')[2]}" in IMAGE_SUFFIXES), None)
+        if kind is None:
+            return None
+        name = f"{entries['__url__']}/{entries['__key__']}.{kind}"
+        try:
+            found = read_photograph(
+                io.BytesIO(entries[kind]), name=name, at_least=_shorter_side(self.photo_size, self.ab_size)
+            )
+        except PhotographError:
+            return None
+        if is_colourless(found.image):
+            return None
+        return _random_crop(found.image, self.photo_size, self.seed, number)
+
+    def collate(self, crops: Sequence[Image.Image]) -> Crop:
+        """The batch of crops: `{"ab": (B, 2, h, w), "photo": (B, 1, H, W)}`, float32."""
+        return _pairs(crops, self.photo_size, self.ab_size)
 
 
 def held_out_batch(
@@ -205,6 +248,17 @@ def random_box(size: tuple[int, int], aspect: float, draw: Sequence[float]) -> t
     left, top = int(draw[2] * (size[0] - columns + 1)), int(draw[3] * (size[1] - rows + 1))
     left, top = min(left, size[0] - columns), min(top, size[1] - rows)
     return left, top, left + columns, top + rows
+
+
+def _random_crop(image: Image.Image, photo_size: Size, seed: int, number: int) -> Image.Image:
+    draw = torch.rand(5, generator=generator_for(seed, "crop", number), dtype=torch.float64).tolist()
+    crop = image.crop(random_box(image.size, photo_size[1] / photo_size[0], draw[:4]))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw[4] < 0.5 else crop
+
+
+def _shorter_side(photo_size: Size, ab_size: Size) -> int:
+    """The shorter side below which the smallest crop would have to be enlarged."""
+    return math.ceil(max(*photo_size, *ab_size) / math.sqrt(SCALE[0] * ASPECT[0]))
 
 
 def _pairs(crops: Sequence[Image.Image], photo_size: Size, ab_size: Size) -> Crop:

@@ -300,11 +300,12 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     if written is None:
         raise PhotographError(f"pictures are written as .png or .jpg, not as '{path.name}'")
     options = {"quality": 95, "subsampling": 0} if written == "JPEG" else {}
-    temporary = None
+    temporary, encoded = None, io.BytesIO()
     try:
+        image.save(encoded, written, **options)  # not straight to the file: Pillow overlooks a disk that fills up
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            image.save(file, written, **options)
+            file.write(encoded.getbuffer())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone

@@ -232,15 +232,20 @@ def index_shard(shard: Path) -> list[NamedImage]:
     Raises:
         DataError: not an uncompressed tar, cut short, or without images.
     """
-    images = []
+    images, last = [], None
     try:
         length = shard.stat().st_size
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                last = member
                 if member.offset_data + member.size > length:
                     raise DataError(f"the shard '{shard}' is cut short within '{member.name}'")
                 if member.isfile() and PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES:
                     images.append(NamedImage(member.name, shard, span=(member.offset_data, member.size)))
+            if last is not None:  # tarfile takes a tar that ends between two files, or is damaged there, for whole
+                file.seek(-(-(last.offset_data + last.size) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise DataError(f"the shard '{shard}' is damaged or cut short behind '{last.name}'")
     except tarfile.TarError as error:
         raise DataError(f"'{shard}' is not an uncompressed tar shard, or is damaged: {error}") from error
     except OSError as error:

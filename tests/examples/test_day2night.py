@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -116,6 +117,19 @@ def test_two_processes_of_torchrun_make_one_run(place):
     assert not (place / "both-2").exists()
     alone, both = (figures(place / name)["held_out"]["bits_per_dimension"]["mean"] for name in ("alone", "both"))
     assert both == pytest.approx(alone, rel=1e-3)
+
+
+def test_a_checkpoint_of_another_preset_names_both(place, tmp_path, capsys):
+    """As where a checkpoint was copied into another run's folder."""
+    out = tmp_path / "run"
+    shutil.copytree(place / "run", out)
+    content = torch.load(out / "checkpoint.ckpt", weights_only=True)
+    content["flowkit_training"]["about"]["preset"] = "paper"
+    torch.save(content, out / "checkpoint.ckpt")
+    assert day2night("--resume", "--out", out) == 2
+    said = capsys.readouterr().err.strip()
+    assert "is of the preset 'paper', and the run that is to go on from it has the preset 'demo'" in said
+    assert "\n" not in said
 
 
 def test_bad_options_are_one_sentence(place, tmp_path, capsys):

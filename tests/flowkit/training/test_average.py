@@ -134,10 +134,12 @@ def test_validation_with_the_average_if_it_is_asked_for():
         batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.eye(3).repeat(2, 1)
         module._log = lambda found, rows, asked=asked: values.update({asked: found["val_loss"]})
         with torch.no_grad():
+            module.on_validation_epoch_start()
             module.validation_step(batch, 0)
+            module.on_validation_epoch_end()
             for flow, is_it in ((module.flow, not asked), (module.ema_flow(), asked)):
                 expected = -flow.log_prob(batch[0], given=batch[1]).mean() / 4
-                assert bool(torch.isclose(values[asked], expected, rtol=1e-12)) is is_it
+                assert (values[asked] == pytest.approx(float(expected), rel=1e-12)) is is_it
 
 
 def test_without_an_average():
@@ -202,3 +204,17 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     run(make_module(), checkpoint=sys.argv[1], save_every=0.0, callbacks=[Kill()])  # saved before every step
+
+
+def test_the_average_can_be_installed_for_good():
+    net = torch.nn.Linear(2, 2)
+    average = MovingAverage(net, 0.9)
+    for _ in range(3):
+        with torch.no_grad():
+            net.weight.add_(1.0)
+        average.update()
+    with average.applied():
+        expected = net.weight.detach().clone()
+    assert not torch.equal(net.weight, expected)
+    average.install()
+    assert torch.equal(net.weight, expected)

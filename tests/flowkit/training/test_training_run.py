@@ -284,6 +284,52 @@ def test_checkpoints_that_are_refused(points, tmp_path):
         fit(module, batches(points, module, batch_size=8, steps=3), steps=3, checkpoint=file, resume=True, device="cpu")
 
 
+def test_a_checkpoint_that_is_about_something_else(points, tmp_path):
+    file = tmp_path / "c.ckpt"
+    trained(points, 1, checkpoint=file, about={"preset": "small", "data": "points"})
+    assert trained(points, 2, checkpoint=file, resume=True, about={"preset": "small", "more": "x"})[1].steps == 2
+    sentence = f"'{file}' is of the preset 'small', and the run that is to go on from it has the preset 'demo'"
+    module = FlowModule(make_flow(norm=True), about={"preset": "demo"})  # another flow too, which says less
+    with pytest.raises(StorageError, match=sentence):
+        fit(module, batches(points, module, batch_size=8, steps=3), steps=3, checkpoint=file, resume=True, device="cpu")
+
+
+def test_a_checkpoint_of_a_newer_version(points, tmp_path):
+    file = tmp_path / "c.ckpt"
+    trained(points, 1, checkpoint=file)
+    content = torch.load(file, weights_only=True)
+    content["flowkit_training"] |= {"format": 2, "flowkit": "9.9"}
+    torch.save(content, file)
+    with pytest.raises(StorageError, match=r"was written by flowkit 9\.9 in format 2; this is .* format 1: update"):
+        trained(points, 3, checkpoint=file, resume=True)
+
+
+def test_validation_changes_nothing_and_is_the_same_at_every_call(points):
+    class Look(pl.Callback):
+        def __init__(self):
+            self.found = []
+
+        def on_validation_end(self, trainer, pl_module):
+            self.found.append((trainer.global_step, float(trainer.callback_metrics["val_loss"])))
+
+    want, result = trained(points, 6)
+    schedule, look = Schedule("cosine", warmup=2), Look()
+    module = FlowModule(make_flow(dropout=0.3), lr=1e-2, noise=0.1, schedule=schedule, clip=1.0)
+    loader = batches(points, module, batch_size=8, steps=6)
+    held_out = DataLoader(points, batch_size=24)  # 24, 24 and 16 rows
+    again = fit(module, loader, steps=6, device="cpu", callbacks=[look], validation=held_out, validate_every=3)
+    assert again.losses == result.losses
+    assert same(state(want), state(module))
+    assert [step for step, _ in look.found] == [3, 6]
+    module.eval()
+    with torch.no_grad():
+        x = module.with_noise({"x": points.x}, "validation", 0)["x"]
+        by_hand = -module.flow.log_prob(x, given=points.label).mean() / 4
+    assert look.found[1][1] == pytest.approx(float(by_hand), rel=1e-10)
+    with pytest.raises(ConfigError, match="validate_every=0"):
+        fit(module, loader, steps=6, device="cpu", validation=held_out, validate_every=0)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(points, tmp_path, monkeypatch):
     file = tmp_path / "c.ckpt"
     trained(points, 2, checkpoint=file)
@@ -300,6 +346,31 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(points, tmp_p
         trained(points, 4, checkpoint=file, resume=True)
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["c.ckpt"]
+
+
+class Unreadable(Points):
+    """One item cannot be read; as a batch at once, or one by one."""
+
+    def __getitem__(self, index):
+        if index == 13:
+            raise InputError(f"item {index} cannot be read")
+        return super().__getitem__(index)
+
+
+class UnreadableAtOnce(Unreadable):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [Unreadable, UnreadableAtOnce])
+def test_bad_data_is_one_sentence_whoever_reads_it(workers, kind):
+    module = FlowModule(make_flow())
+    loader = batches(kind(), module, batch_size=8, steps=4, shuffle=False, workers=workers)
+    with pytest.raises(InputError) as caught:
+        fit(module, loader, steps=4, device="cpu")
+    assert str(caught.value) == "item 13 cannot be read"
+    assert len(module.losses) <= 1
 
 
 def test_settings_that_are_refused(points):

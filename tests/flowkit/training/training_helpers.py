@@ -1,5 +1,8 @@
 """A small conditional flow and its data."""
 
+import io
+import tarfile
+
 import torch
 from torch.utils.data import Dataset
 
@@ -21,6 +24,27 @@ class Points(Dataset):
 
     def __getitem__(self, index):
         return {"x": self.x[index], "label": self.label[index], "index": index}
+
+
+def write_shard(path, names, sizes=(1,)):
+    """A tar in which each name is a sample: its name as `.num`, and so many bytes as `.big`."""
+    with tarfile.open(path, "w") as shard:
+        for name in names:
+            for kind, size in zip(("num", "big"), sizes, strict=False):
+                entry = tarfile.TarInfo(f"{name}.{kind}")
+                content = str(name).encode() if kind == "num" else b"x" * size
+                entry.size = len(content)
+                shard.addfile(entry, io.BytesIO(content))
+    return str(path)
+
+
+def number_shards(folder, sizes):
+    """Shards of so many samples, numbered on through all of them."""
+    first, found = 0, []
+    for number, size in enumerate(sizes):
+        found.append(write_shard(folder / f"s-{number:02}.tar", range(first, first + size)))
+        first += size
+    return found
 
 
 def make_flow(seed=0, dropout=0.0, norm=False):

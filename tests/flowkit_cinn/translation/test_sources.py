@@ -1,5 +1,3 @@
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +10,12 @@ from flowkit.errors import ConfigError
 from flowkit_cinn.translation import sources
 from flowkit_cinn.translation.color import join_rgb
 from flowkit_cinn.translation.crops import ColorCrops, central_box, held_out_batch, random_box
+from flowkit_cinn.translation.images import PhotographError
 from flowkit_cinn.translation.sources import ArrayImage, DataError, make_source, open_source, split_by_name
 
+from .source_helpers import colourful, png, same, write_shard
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-
-
-def colourful(seed, width=48, height=40):
-    small = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def png(image):
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def write_shard(path, entries):
-    with tarfile.open(path, "w") as archive:
-        for name, data in entries:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture
@@ -124,6 +106,31 @@ def test_bad_shards_are_refused(tmp_path):
         open_source(tmp_path / "cut.tar")
 
 
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_shard_that_ends_or_is_damaged_between_two_files_is_refused(tmp_path, damage):
+    """Python's tarfile takes either for a whole tar with fewer files."""
+    path = tmp_path / "photos.tar"
+    write_shard(path, [(f"{i}.png", png(colourful(i))) for i in range(6)])
+    header = sources.index_shard(path)[4].span[0] - 512
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[header:]
+    else:
+        content[header : header + 100] = b"?" * 100
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"photos\.tar' is damaged or cut short behind '3\.png'"):
+        open_source(path)
+
+
+def test_a_shard_that_is_cut_short_after_it_was_opened(tmp_path):
+    write_shard(tmp_path / "photos.tar", [(f"{i}.png", png(colourful(i, 300, 200))) for i in range(6)])
+    last = sources.index_shard(tmp_path / "photos.tar")[-1]
+    content = (tmp_path / "photos.tar").read_bytes()
+    (tmp_path / "photos.tar").write_bytes(content[: last.span[0] + last.span[1] // 2])
+    with pytest.raises(PhotographError, match=r"the photograph '5\.png' is truncated or damaged"):
+        last.read()
+
+
 def test_nothing_and_too_few_are_refused(tmp_path):
     with pytest.raises(DataError, match="matches nothing"):
         open_source(str(tmp_path / "no-*.tar"))
@@ -202,10 +209,6 @@ def test_imagenet(monkeypatch, folder):
 
 def arrays(count, width=40, height=30):
     return [ArrayImage(str(i), np.asarray(colourful(i, width, height))) for i in range(count)]
-
-
-def same(first, second):
-    return all(torch.equal(first[key], second[key]) for key in ("ab", "photo"))
 
 
 def test_crops_have_their_shapes_and_ranges():
