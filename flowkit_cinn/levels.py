@@ -10,10 +10,16 @@ from torch import nn
 
 import flowkit as fk
 from flowkit_cinn.coupling import ConditionalCoupling
-from flowkit_cinn.pyramid import FeaturePyramid
+from flowkit_cinn.pyramid import BlockCondition, FeaturePyramid, ImagePyramid
 from flowkit_cinn.wavelets import HaarDownsample
 
 R = TypeVar("R")  # a recipe: a frozen dataclass
+CHOICES = {
+    "couple": ("all", "rest", "details"),
+    "conditioning": ("pyramid", "image", "fixed"),
+    "mixing": ("permutation", "rotation"),
+}
+DOWNSAMPLINGS = ("haar", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,42 @@ class Level:
 class ImageRecipe:
     """A multi-scale flow on images as plain data.
 
+    Three fields are there to measure what a part is worth: `conditioning`, `downsample` and `permute`; `clamp=None` is
+    a fourth. They change nothing else.
+
     Args:
-        levels: at full size, then after each Haar downsampling.
+        levels: at full size, then after each downsampling.
         dense: the fully connected couplings on the flattened rest; None leaves the rest as it is.
         features: arguments of `FeaturePyramid`: one level for each of `levels` that has couplings, and a vector for
-            `dense`.
+            `dense`; with `own`, one level alone.
         size: height and width of the data.
         photo_size: height and width of the condition.
-        clamp: of the log-scale: `"tanh"` with gamma learned per channel (the paper), or `"atan"` (the authors' code).
+        clamp: of the log-scale: `"tanh"` with gamma learned per channel (the paper), `"atan"` (the authors' code),
+            `"softsign"`, or None for no clamp.
         couple: what the couplings of a level see: `"all"` its channels, some of which are split off afterwards (the
             authors' minimal example); `"rest"` what is left after the split (the paper); `"details"` what is split
             off, given what is left, a data wire that the inverse knows by then.
-        rebalance: the factor on the wavelets' coefficients.
-        group: the order of the wavelets' channels.
+        rebalance: the factor on the wavelets' coefficients; the squeeze has none.
+        group: the order of the channels after a downsampling: `"subband"`, all channels' averages (or first pixels)
+            first, or `"channel"`.
         normalize: an `fk.ActNorm` after each downsampling, which `flow.initialize` sets from the first batch.
         start: standard deviation of the normal from which all weights of the couplings are drawn; None starts each
             coupling as the identity.
+        conditioning: `"pyramid"`; `"image"`, no conditioning net: the photograph itself, averaged down to the size of
+            each level, and flattened at the size of the rest for `dense`; or `"fixed"`, the pyramid with weights that
+            do not train and BatchNorm in eval mode. Those weights are random, as the pyramid is made, or ImageNet's
+            where `features` asks for them, unless the caller loads others:
+            `flow.network.nodes["pyramid"].load_state_dict(...)`. Do so for backbone `"zhang"`: its random weights fade
+            from layer to layer, and without a batch's statistics its maps hardly depend on the photograph. With `own`,
+            the blocks' nets are the blocks' and train.
+        downsample: `"haar"` wavelets, or `"squeeze"`, each 2 x 2 block's pixels as channels, of which a split then
+            keeps pixels where it would have kept averages; one for all, or one for each level after the first.
+        permute: False leaves out what mixes the channels after each coupling, whatever the levels say.
+        mixing: what that is on maps, a random, fixed `"permutation"` or `"rotation"`; vectors are permuted.
+        mixers: after each downsampling, before the split, so many couplings of kernel 1 without conditions, of the
+            level's `hidden` and `limit`.
+        own: None, the blocks share their level's map; or channels and size of the vector, for a `BlockCondition` of
+            its own in every block, on the pyramid's one map.
     """
 
     levels: tuple[Level, ...]
@@ -66,12 +92,18 @@ class ImageRecipe:
     features: Mapping[str, Any] = field(default_factory=dict)
     size: int = 64
     photo_size: int = 64
-    clamp: str = "tanh"
+    clamp: str | None = "tanh"
     couple: str = "rest"
     rebalance: float = 1.0
     group: str = "subband"
     normalize: bool = False
     start: float | None = None
+    conditioning: str = "pyramid"
+    downsample: str | tuple[str, ...] = "haar"
+    permute: bool = True
+    mixing: str = "permutation"
+    mixers: int = 0
+    own: tuple[int, int] | None = None
 
 
 def chosen(presets: Mapping[str, R], preset: str, overrides: Mapping[str, Any], function: str) -> R:
@@ -102,8 +134,10 @@ def image_flow(
     Raises:
         fk.ConfigError: fields that do not fit each other.
     """
-    if recipe.couple not in ("all", "rest", "details"):
-        raise fk.ConfigError(f"couple must be 'all', 'rest' or 'details', got {recipe.couple!r}")
+    for name, allowed in CHOICES.items():
+        if (value := getattr(recipe, name)) not in allowed:
+            listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+            raise fk.ConfigError(f"{name} must be {listed}, got {value!r}")
     return started(fk.Flow(image_graph(recipe, data, condition, unconditional)), recipe.start)
 
 
@@ -122,56 +156,139 @@ def image_graph(
 ) -> fk.Graph:
     """The graph of `image_flow`."""
     graph = fk.Graph()
-    wanted = sum(level.couplings > 0 for level in recipe.levels) + (recipe.dense is not None)
-    conditions: list[fk.Wire | None] = [None] * wanted
+    conditions: list[fk.Wire | None] = [None] * _wanted(recipe)
     if not unconditional:
         name, channels = condition
-        photo = graph.condition(name, (channels, recipe.photo_size, recipe.photo_size))
-        pyramid = FeaturePyramid(**{"in_channels": channels, **recipe.features})
-        conditions = list(graph.features(pyramid, photo, name="pyramid"))
-        if len(conditions) != wanted:
-            vector = " and a vector" if recipe.dense is not None else ""
-            raise fk.ConfigError(
-                f"the levels and the fully connected couplings need {wanted - bool(vector)} maps{vector}, and "
-                f"features={dict(recipe.features)!r} gives {len(conditions)} features in all"
-            )
+        conditions = _conditions(graph, graph.condition(name, (channels, *[recipe.photo_size] * 2)), recipe)
+    downsamplings = _downsamplings(recipe)
     x = graph.input(data[0], (data[1], recipe.size, recipe.size))
     for number, level in enumerate(recipe.levels):
         if number:
-            x = graph.add(HaarDownsample, x, rebalance=recipe.rebalance, group=recipe.group)
-            if recipe.normalize:
-                x = graph.add(fk.ActNorm, x)
-        given = [c for c in conditions[:1] if level.couplings and c is not None]
-        conditions = conditions[1:] if level.couplings else conditions
+            x = _downsampled(graph, x, downsamplings[number - 1], recipe)
+            for _ in range(recipe.mixers):
+                x = _coupling(graph, x, [], level, recipe, kernel=1)
+        seen = conditions.pop(0) if level.couplings else None
         if level.keep is None:
-            x = _couplings(graph, x, given, level, recipe.clamp)
+            x = _couplings(graph, x, seen, level, recipe)
             continue
         if recipe.couple == "all":
-            x = _couplings(graph, x, given, level, recipe.clamp)
+            x = _couplings(graph, x, seen, level, recipe)
         x, detail = graph.add(fk.Split, x, sizes=(level.keep, x.shape[0] - level.keep))
         if recipe.couple == "rest":
-            x = _couplings(graph, x, given, level, recipe.clamp)
+            x = _couplings(graph, x, seen, level, recipe)
         elif recipe.couple == "details":
-            detail = _couplings(graph, detail, [*given, x], level, recipe.clamp)
+            detail = _couplings(graph, detail, seen, level, recipe, rest=(x,))
         graph.output(f"detail_{detail.shape[1]}", detail)
     if recipe.dense is not None:
         x = graph.add(fk.Flatten, x)
-        x = _couplings(graph, x, [c for c in conditions if c is not None], recipe.dense, recipe.clamp)
+        x = _couplings(graph, x, conditions.pop(0), recipe.dense, recipe)
     graph.output("coarse", x)
     return graph
 
 
-def _couplings(graph: fk.Graph, x: fk.Wire, given: list[fk.Wire], level: Level, clamp: str) -> fk.Wire:
+def _wanted(recipe: ImageRecipe) -> int:
+    """How many conditions the flow needs: one a level that has couplings, and the vector."""
+    return sum(level.couplings > 0 for level in recipe.levels) + (recipe.dense is not None)
+
+
+def _conditions(graph: fk.Graph, photo: fk.Wire, recipe: ImageRecipe) -> list[fk.Wire | None]:
+    """For each level that has couplings, finest first, and for `dense`, what its blocks are given."""
+    if recipe.conditioning == "image":
+        return list(graph.features(_image_pyramid(recipe), photo, name="pyramid"))
+    arguments = {"in_channels": photo.shape[0], **recipe.features}
+    if recipe.conditioning == "fixed":
+        arguments["fixed"] = True
+    found = list(graph.features(FeaturePyramid(**arguments), photo, name="pyramid"))
+    wanted = _wanted(recipe) if recipe.own is None else 1
+    if len(found) != wanted:
+        vector = recipe.dense is not None and recipe.own is None
+        needs = f"need {wanted - vector} map{'s' * (wanted - vector != 1)}{' and a vector' * vector}"
+        raise fk.ConfigError(
+            f"the levels and the fully connected couplings {needs}, and features={dict(recipe.features)!r} gives "
+            f"{len(found)} features in all"
+        )
+    return found * _wanted(recipe) if recipe.own is not None else found
+
+
+def _image_pyramid(recipe: ImageRecipe) -> ImagePyramid:
+    """The photograph at the size of each level that has couplings, and at that of the flattened rest."""
+    sizes = [recipe.size // 2**number for number, level in enumerate(recipe.levels) if level.couplings]
+    last = recipe.size // 2 ** (len(recipe.levels) - 1)
+    if any(size < 1 or recipe.photo_size % size for size in (*sizes, last)):
+        raise fk.ConfigError(
+            f"conditioning='image' averages the photograph: photo_size must be a multiple of "
+            f"{', '.join(map(str, sizes))}, the levels' sizes, and of {last}, the rest's, got {recipe.photo_size}"
+        )
+    factors = tuple(recipe.photo_size // size for size in sizes)
+    return ImagePyramid(factors, vector=None if recipe.dense is None else recipe.photo_size // last)
+
+
+def _downsamplings(recipe: ImageRecipe) -> tuple[str, ...]:
+    count = len(recipe.levels) - 1
+    kinds = (recipe.downsample,) * count if isinstance(recipe.downsample, str) else tuple(recipe.downsample)
+    if len(kinds) != count or any(kind not in DOWNSAMPLINGS for kind in kinds):
+        raise fk.ConfigError(
+            f"downsample must be 'haar' or 'squeeze', or {count} of them, one before each level but the first, got "
+            f"{recipe.downsample!r}"
+        )
+    return kinds
+
+
+def _downsampled(graph: fk.Graph, x: fk.Wire, kind: str, recipe: ImageRecipe) -> fk.Wire:
+    if kind == "haar":
+        x = graph.add(HaarDownsample, x, rebalance=recipe.rebalance, group=recipe.group)
+    else:
+        channels = x.shape[0]
+        x = graph.add(fk.Squeeze, x)
+        if recipe.group == "subband":  # as the wavelets: a split keeps one pixel of each channel, not four of one
+            x = graph.add(fk.Permute, x, order=tuple(c * 4 + pixel for pixel in range(4) for c in range(channels)))
+    return graph.add(fk.ActNorm, x) if recipe.normalize else x
+
+
+def _couplings(
+    graph: fk.Graph,
+    x: fk.Wire,
+    condition: fk.Wire | None,
+    level: Level,
+    recipe: ImageRecipe,
+    rest: tuple[fk.Wire, ...] = (),
+) -> fk.Wire:
     for number in range(level.couplings):
-        subnet: Any = fk.MLP(hidden=level.hidden)
-        if len(x.shape) > 1:
-            kernel = level.kernels[number % len(level.kernels)]
-            subnet = fk.ConvNet(hidden=level.hidden, kernel=kernel, norm=level.norm)
-        config: dict[str, Any] = {"subnet": subnet, "limit": level.limit}
-        if clamp == "tanh" and given:
-            x = graph.add(ConditionalCoupling, x, given=given, **config)
-        else:
-            x = graph.add(fk.AffineCoupling, x, given=given or None, clamp=clamp, two_sided=True, **config)
-        if level.permute:
-            x = graph.add(fk.Permute, x)
+        given = [*_own(graph, condition, x, recipe), *rest]
+        x = _coupling(graph, x, given, level, recipe, level.kernels[number % len(level.kernels)])
     return x
+
+
+def _own(graph: fk.Graph, condition: fk.Wire | None, x: fk.Wire, recipe: ImageRecipe) -> list[fk.Wire]:
+    """What the next block is given of the condition: itself, or what a net of the block's own makes of it."""
+    if condition is None:
+        return []
+    if recipe.own is None or recipe.conditioning == "image":
+        return [condition]
+    (channels, vector), (c_in, size) = recipe.own, condition.shape[:2]
+    if len(x.shape) == 1:
+        return [graph.features(BlockCondition(c_in, channels, vector=vector), condition)]
+    return [graph.features(BlockCondition(c_in, channels, halvings=(size // x.shape[1]).bit_length() - 1), condition)]
+
+
+def _coupling(
+    graph: fk.Graph,
+    x: fk.Wire,
+    given: list[fk.Wire],
+    level: Level,
+    recipe: ImageRecipe,
+    kernel: int | tuple[int, ...] = 1,
+) -> fk.Wire:
+    """A coupling, and what mixes the channels after it."""
+    on_maps = len(x.shape) > 1
+    subnet: Any = fk.MLP(hidden=level.hidden)
+    if on_maps:
+        subnet = fk.ConvNet(hidden=level.hidden, kernel=kernel, norm=level.norm)
+    config: dict[str, Any] = {"subnet": subnet, "limit": level.limit}
+    if recipe.clamp == "tanh" and given:
+        x = graph.add(ConditionalCoupling, x, given=given, **config)
+    else:
+        x = graph.add(fk.AffineCoupling, x, given=given or None, clamp=recipe.clamp, two_sided=True, **config)
+    if not (level.permute and recipe.permute):
+        return x
+    return graph.add(fk.FixedRotation if on_maps and recipe.mixing == "rotation" else fk.Permute, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from flowkit_cinn.levels import ImageRecipe, Level, chosen, image_flow, started
 
 @dataclass(frozen=True)
 class ColorizationRecipe(ImageRecipe):
-    """A colorization network as plain data; the presets are three of them, and overrides change their fields.
+    """A colorization network as plain data; the presets are some of them, and overrides change their fields.
 
     `size` is of ab, `photo_size` of L; the other fields are `ImageRecipe`'s.
     """
@@ -30,6 +30,20 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
         ),
         dense=Level(couplings=6, hidden=(128, 128), limit=1.0),
         features={"channels": (16, 32, 48, 64), "first": 1, "vector": 96},
+        couple="details",
+        rebalance=0.5,
+        normalize=True,
+    ),
+    "tiny": ColorizationRecipe(
+        levels=(
+            Level(),
+            Level(couplings=2, hidden=(32, 32), kernels=((3, 1, 1),), limit=1.0, keep=2),
+            Level(couplings=3, hidden=(48, 48), kernels=((3, 1, 1),), limit=1.0, keep=2),
+            Level(couplings=4, hidden=(64, 64), kernels=((3, 1, 1),), limit=1.0, keep=2),
+        ),
+        dense=Level(couplings=10, hidden=(128, 128), limit=0.5),
+        features={"channels": (24, 48, 64), "first": 2, "vector": 128},
+        size=32,
         couple="details",
         rebalance=0.5,
         normalize=True,
@@ -59,6 +73,34 @@ COLORIZATION: dict[str, ColorizationRecipe] = {
         features={"channels": (256, 256, 256, 256), "backbone": "zhang", "first": 2, "vector": 512},
         photo_size=256,
     ),
+    "paper-code": ColorizationRecipe(
+        levels=(
+            Level(couplings=4, hidden=32, limit=1.5),
+            Level(couplings=6, hidden=64, limit=1.5),
+            Level(couplings=6, hidden=128, limit=1.5, keep=16),
+            Level(couplings=6, hidden=256, limit=1.5, keep=32),
+            Level(hidden=256, limit=1.5, keep=32),
+        ),
+        dense=Level(couplings=8, hidden=512, limit=1.5),
+        features={"channels": (256,), "backbone": "zhang", "first": 2},
+        photo_size=256,
+        clamp="atan",
+        group="channel",
+        downsample=("squeeze", "squeeze", "squeeze", "haar"),
+        mixing="rotation",
+        mixers=2,
+        own=(128, 512),
+    ),
+}
+COLORIZATION["no-conditioning-net"] = replace(COLORIZATION["demo"], conditioning="image")
+
+# Overrides of a preset, of colorization or of day to night, each of which takes away one part; by name.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no conditioning net": {"conditioning": "image"},
+    "conditioning net fixed": {"conditioning": "fixed"},
+    "no permutations": {"permute": False},
+    "checkerboard squeeze instead of Haar": {"downsample": "squeeze"},
+    "no clamp": {"clamp": None},
 }
 
 
@@ -68,18 +110,31 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
     | preset | ab | L | parameters | what it is |
     | --- | --- | --- | --- | --- |
     | `"demo"` | 64 x 64 | 64 x 64 | 1,413,050 | for two cores and a few minutes |
+    | `"tiny"` | 32 x 32 | 64 x 64 | 1,569,074 | built as `"demo"` is; for comparisons on two cores |
     | `"small"` | 64 x 64 | 64 x 64 | 11,010,760 | the authors' minimal example, layer by layer |
     | `"paper"` | 64 x 64 | 256 x 256 | 66,104,400 | section 4.2: 22 convolutional couplings, 8 fully connected |
+    | `"paper-code"` | 64 x 64 | 256 x 256 | 71,723,152 | the network of the authors' code |
+    | `"no-conditioning-net"` | 64 x 64 | 64 x 64 | 471,594 | `"demo"`, the grayscale image itself as the condition |
 
     `"demo"` models each level's differences given its averages, as in Wavelet Flow (Yu, Derpanis, Brubaker, 2020): the
     levels then learn at once, each from its own data, where a chain of couplings first has to undo what it mixed. It
     has ActNorm layers, so call `flow.initialize(ab, given=photo)` on a first batch before training.
 
+    `"paper-code"` has 2, 8, 16 and 32 channels at 64, 32, 16 and 8 pixels: three times space to depth and then Haar
+    wavelets, after each two couplings of kernel 1 without condition, then a split: of no channels, of 16 of 32, of 32
+    of 64, and of 96 of 128, which leaves 32 x 4 x 4 = 512 values for the fully connected couplings. Couplings of maps
+    are followed by random rotations of the channels; every block has a conditioning net of its own (`BlockCondition`)
+    on the 256 maps of Zhang et al.'s net. The number of couplings a level and the subnets' widths are `"paper"`'s; what
+    those own nets look like (128 channels, a vector of 512) was chosen here.
+
+    `ABLATIONS` names overrides that take away one part of any preset:
+    `colorization_cinn("demo", **ABLATIONS["no clamp"])`.
+
     Its input is `ab`, its condition `photo`, both normalised as in `flowkit_cinn.translation.color`; its outputs are
     `detail_N`, what was split off at N x N, and `coarse`.
 
     Args:
-        preset: `"demo"`, `"small"` or `"paper"`.
+        preset: `"demo"`, `"tiny"`, `"small"`, `"paper"`, `"paper-code"` or `"no-conditioning-net"`.
         unconditional: the same flow without any condition, to measure what the conditions are worth.
         overrides: fields of `ColorizationRecipe` in place of the preset's.
 
@@ -87,7 +142,8 @@ def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **ov
         fk.ConfigError: an unknown preset or override.
         fk.GraphError: overrides that do not fit each other.
 
-    Source: the paper, section 4.2; the authors' code for `"small"`.
+    Source: the paper, section 4.2, and Fig. 12 for `"no-conditioning-net"`; the authors' code for `"small"` and
+        `"paper-code"`.
 
     Example:
         >>> flow = colorization_cinn("demo", size=16, photo_size=16)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import flowkit as fk
 from flowkit_cinn.backbones import BACKBONES
@@ -69,6 +70,8 @@ class FeaturePyramid(nn.Module):
         weights: `"imagenet"` starts VGG-16 and ResNet-18 from torchvision's weights, fetched now unless they are in
             its cache. Only by name. A file that holds this net holds its weights and not this argument, so loading one
             needs no network. None starts from random weights.
+        fixed: the weights do not train, and BatchNorm stays in eval mode whatever `train()` says. The weights are those
+            that the net starts from, unless others are loaded into it.
 
     Raises:
         fk.ConfigError: an argument outside its range, or a level that the backbone does not have.
@@ -93,6 +96,7 @@ class FeaturePyramid(nn.Module):
         first: int = 0,
         vector: int | None = None,
         init: str = "kaiming",
+        fixed: bool = False,
         *,
         weights: str | None = None,  # taken by _weights_used_once
     ):
@@ -117,6 +121,13 @@ class FeaturePyramid(nn.Module):
         self.head = None if vector is None else _head(channels[-1], vector)
         if init == "kaiming":
             _at_unit_scale(self.adaptors, self.head, self.backbone if backbone == "small" else None)
+        self.fixed = fixed
+        if fixed:
+            self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FeaturePyramid:
+        """Training mode, unless the net is fixed: then it stays in eval mode."""
+        return super().train(mode and not self.fixed)
 
     def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
         """The maps, finest first, and the vector where there is one."""
@@ -128,6 +139,108 @@ class FeaturePyramid(nn.Module):
             )
         levels = tuple(adapt(x) for adapt, x in zip(self.adaptors, self.backbone(photo), strict=True))
         return levels if self.head is None else (*levels, self.head(levels[-1]))
+
+
+@fk.register("cinn.image_pyramid")
+class ImagePyramid(nn.Module):
+    """A photograph `(B, C, H, W)` averaged down: what stands in for the conditioning net where there is none.
+
+    Gives `(B, C, H/f, W/f)` for each factor f, each pixel the mean of a block of f x f, and where asked the same
+    flattened, `(B, C (H/f) (W/f))`. It has no parameters.
+
+    Args:
+        factors: of the maps.
+        vector: the factor of the vector, last; None has none.
+
+    Raises:
+        fk.ConfigError: a factor that is not a positive int.
+        fk.ShapeError: on the call, a photograph that a factor does not divide.
+
+    Source: the paper, Fig. 12, where the grayscale image itself is the condition.
+
+    Example:
+        >>> import torch
+        >>> pyramid = ImagePyramid((1, 2), vector=4)
+        >>> [tuple(level.shape) for level in pyramid(torch.zeros(2, 1, 16, 16))]
+        [(2, 1, 16, 16), (2, 1, 8, 8), (2, 16)]
+    """
+
+    def __init__(self, factors: Sequence[int], vector: int | None = None):
+        super().__init__()
+        self.factors, self.vector = tuple(factors), vector
+        for factor in self._all():
+            if not isinstance(factor, int) or factor < 1:
+                raise fk.ConfigError(f"ImagePyramid: factors must be positive ints, got {factors!r} and {vector!r}")
+
+    def _all(self) -> tuple[int, ...]:
+        return self.factors if self.vector is None else (*self.factors, self.vector)
+
+    def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
+        """The maps, and the vector where there is one."""
+        if photo.dim() != 4 or any(size % factor for size in photo.shape[2:] for factor in self._all()):
+            raise fk.ShapeError(
+                f"ImagePyramid needs photographs (B, C, H, W) of a height and width that {self._all()} divide, got "
+                f"{tuple(photo.shape)}"
+            )
+        levels = tuple(_averaged(photo, factor) for factor in self.factors)
+        return levels if self.vector is None else (*levels, _averaged(photo, self.vector).flatten(1))
+
+    def extra_repr(self) -> str:
+        """The factors."""
+        return f"{self.factors}, vector={self.vector}"
+
+
+@fk.register("cinn.block_condition")
+class BlockCondition(nn.Module):
+    """A conditioning net of one block's own: from a map `(B, C, H, W)` that all blocks share to the block's condition.
+
+    3 x 3 convolutions, LeakyReLU after each, and BatchNorm at the end: one at stride 1, or `halvings` of them at
+    stride 2, for a map `(B, channels, H / 2^halvings, W / 2^halvings)`. For a vector `(B, vector)`: one at stride 2,
+    average pooling to 4 x 4, one at stride 1, a linear layer.
+
+    Args:
+        c_in: C.
+        channels: of the convolutions.
+        halvings: how often the map is halved; for maps alone.
+        vector: give a vector of so many values, for fully connected blocks.
+
+    Raises:
+        fk.ConfigError: an argument that is not positive, or negative halvings.
+
+    Example:
+        >>> import torch
+        >>> shared = torch.zeros(2, 8, 16, 16)
+        >>> BlockCondition(8, 4, halvings=2)(shared).shape, BlockCondition(8, 4, vector=5)(shared).shape
+        (torch.Size([2, 4, 4, 4]), torch.Size([2, 5]))
+    """
+
+    def __init__(self, c_in: int, channels: int, halvings: int = 0, vector: int | None = None):
+        super().__init__()
+        if min(c_in, channels, 1 if vector is None else vector) < 1 or halvings < 0:
+            raise fk.ConfigError(
+                f"BlockCondition: c_in, channels and vector must be positive and halvings at least 0, got {c_in}, "
+                f"{channels}, {vector} and {halvings}"
+            )
+        layers: list[nn.Module] = []
+        if vector is None:
+            for stride in (2,) * halvings or (1,):
+                layers += [nn.Conv2d(c_in, channels, 3, stride=stride, padding=1), nn.LeakyReLU()]
+                c_in = channels
+            layers.append(nn.BatchNorm2d(channels))
+        else:
+            layers += [nn.Conv2d(c_in, channels, 3, stride=2, padding=1), nn.LeakyReLU()]
+            layers += [nn.AdaptiveAvgPool2d(POOLED), nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU()]
+            layers += [nn.Flatten(), nn.Linear(channels * POOLED**2, vector)]
+        self.layers = nn.Sequential(*layers)
+        _at_unit_scale(self.layers)
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """The block's condition."""
+        return self.layers(shared)
+
+
+def _averaged(photo: Tensor, factor: int) -> Tensor:
+    return photo if factor == 1 else F.avg_pool2d(photo, factor)
 
 
 def _head(c_in: int, size: int) -> nn.Sequential:

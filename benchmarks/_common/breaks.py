@@ -55,7 +55,7 @@ def flows(quick: bool) -> Iterator[tuple[str, Callable[[], fk.Flow]]]:
     if colorization.is_available():
         from flowkit_cinn.models import COLORIZATION, colorization_cinn
 
-        sizes = {"paper": {"size": 16, "photo_size": 64}}
+        sizes = {preset: {"size": 16, "photo_size": 64} for preset in ("paper", "paper-code")}
         for preset in COLORIZATION:
             options = sizes.get(preset, {"size": 16, "photo_size": 16})
             yield f"colorization, {preset}", lambda p=preset, o=options: colorization_cinn(p, **o)

@@ -20,6 +20,7 @@ class Recipe:
         milestones: in steps.
         clip: the gradient's largest norm.
         weight_decay: Adam's.
+        ema: the decay of the moving average of the weights that the run ends with; None for the last weights.
     """
 
     steps: int
@@ -30,3 +31,4 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     clip: float = 10.0
     weight_decay: float = 0.0
+    ema: float | None = None

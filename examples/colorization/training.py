@@ -73,6 +73,7 @@ def train(
         noise=settings.noise,
         clip=recipe.clip,
         seed=settings.seed,
+        ema=recipe.ema,
     )
     crops = ColorCrops(
         source.train,
@@ -92,9 +93,12 @@ def train(
         seed=settings.seed,
         workers=WORKERS_BESIDE_A_GPU if on_gpu else 0,
     )
-    return fit(
+    result = fit(
         module, loader, steps=settings.steps, checkpoint=checkpoint, resume=resume, device=device, callbacks=callbacks
     )
+    if module.average is not None and not result.interrupted:
+        module.average.install()
+    return result
 
 
 def held_out(flow: Flow, source: Source) -> tuple[Crop, list[str]]:

@@ -7,9 +7,24 @@ from torch import nn
 import flowkit as fk
 from flowkit_cinn import ColorizationRecipe, ConditionalCoupling, FeaturePyramid, Level, colorization_cinn
 from flowkit_cinn.models import COLORIZATION
+from flowkit_cinn.pyramid import BlockCondition
 
-PARAMETERS = {"demo": 1_413_050, "small": 11_010_760, "paper": 66_104_400}
-UNCONDITIONAL = {"demo": 434_058, "small": 6_401_160, "paper": 13_499_664}
+PARAMETERS = {
+    "demo": 1_413_050,
+    "tiny": 1_569_074,
+    "small": 11_010_760,
+    "paper": 66_104_400,
+    "paper-code": 71_723_152,
+    "no-conditioning-net": 471_594,
+}
+UNCONDITIONAL = {
+    "demo": 434_058,
+    "tiny": 556_722,
+    "small": 6_401_160,
+    "paper": 13_499_664,
+    "paper-code": 8_389_200,
+    "no-conditioning-net": 434_058,
+}
 
 
 def count(module):
@@ -110,6 +125,61 @@ def test_paper_layer_list():
     assert flow.condition_shapes == {"photo": (1, 256, 256)}
 
 
+def test_paper_code_layer_list():
+    with torch.device("meta"):
+        flow = colorization_cinn("paper-code")
+
+    def turned(shape, times):
+        return [("AffineCoupling", shape), ("FixedRotation", shape)] * times
+
+    assert layers(flow) == [
+        *turned((2, 64, 64), 4),
+        ("Squeeze", (8, 32, 32)),
+        *turned((8, 32, 32), 2 + 6),
+        ("Squeeze", (32, 16, 16)),
+        *turned((32, 16, 16), 2),
+        ("Split", (16, 16, 16), (16, 16, 16)),
+        *turned((16, 16, 16), 6),
+        ("Squeeze", (64, 8, 8)),
+        *turned((64, 8, 8), 2),
+        ("Split", (32, 8, 8), (32, 8, 8)),
+        *turned((32, 8, 8), 6),
+        ("HaarDownsample", (128, 4, 4)),
+        *turned((128, 4, 4), 2),
+        ("Split", (32, 4, 4), (96, 4, 4)),
+        ("Flatten", (512,)),
+        *blocks("AffineCoupling", (512,), 8),
+    ]
+    couplings = [m for m in flow.network.modules() if isinstance(m, fk.AffineCoupling)]
+    assert {(c.clamp, c.limit, len(c.subnets)) for c in couplings} == {("atan", 1.5, 2)}
+    mixers = [c for c in couplings if not c.condition_shapes]
+    assert [(c.in_shapes[0][0], tuple(c.subnets[0].first.weight.shape)) for c in mixers] == [
+        *[(8, (64, 4, 1, 1))] * 2,
+        *[(32, (128, 16, 1, 1))] * 2,
+        *[(64, (256, 32, 1, 1))] * 2,
+        *[(128, (256, 64, 1, 1))] * 2,
+    ]
+    assert [c.condition_shapes for c in couplings if c.condition_shapes] == [
+        *[((128, 64, 64),)] * 4,
+        *[((128, 32, 32),)] * 6,
+        *[((128, 16, 16),)] * 6,
+        *[((128, 8, 8),)] * 6,
+        *[((512,),)] * 8,
+    ]
+    own = [node for node in flow.network.graph.nodes if node.cls is BlockCondition]
+    assert len(own) == 22 + 8
+    assert len({id(node.module) for node in own}) == 22 + 8  # nobody shares one
+    strides = [[m.stride[0] for m in node.module.modules() if isinstance(m, nn.Conv2d)] for node in own]
+    assert strides == [[1]] * 4 + [[2]] * 6 + [[2, 2]] * 6 + [[2, 2, 2]] * 6 + [[2, 1]] * 8
+    assert {wire.shape for node in own for wire in node.inputs} == {(256, 64, 64)}
+    assert {name: shape for name, (_, shape) in flow.latents.items()} == {
+        "detail_16": (16, 16, 16),
+        "detail_8": (32, 8, 8),
+        "detail_4": (96, 4, 4),
+        "coarse": (512,),
+    }
+
+
 def test_demo_layer_list():
     flow = colorization_cinn("demo")
     expected = []
@@ -129,6 +199,20 @@ def test_demo_layer_list():
         *[((64, 4, 4), (2, 4, 4))] * 4,
         *[((96,),)] * 6,
     ]
+
+
+def test_tiny_layer_list():
+    flow = colorization_cinn("tiny")
+    expected = []
+    for couplings, size in ((2, 16), (3, 8), (4, 4)):
+        expected += [
+            ("HaarDownsample", (8, size, size)),
+            ("ActNorm", (8, size, size)),
+            ("Split", (2, size, size), (6, size, size)),
+            *blocks("ConditionalCoupling", (6, size, size), couplings),
+        ]
+    assert layers(flow) == [*expected, ("Flatten", (32,)), *blocks("ConditionalCoupling", (32,), 10)]
+    assert flow.condition_shapes == {"photo": (1, 64, 64)}
 
 
 @pytest.mark.parametrize("preset", list(COLORIZATION))
@@ -153,6 +237,22 @@ def test_parameter_count_of_small_by_hand():
     quarter = 2 * 2 * sum(convolution(4 + 128, 128, k) + convolution(128, 8, k) for k in (1, 3))
     dense = 4 * 2 * ((512 + 512) * 512 + 512 + 512 * 1024 + 1024)
     assert PARAMETERS["small"] == pyramid + full + half + quarter + dense
+
+
+def test_parameter_count_of_paper_code_by_hand():
+    def convolution(c_in, c_out, k=3):
+        return k * k * c_in * c_out + c_out
+
+    zhang = FeaturePyramid(channels=(256,), backbone="zhang", first=2)
+    own = [convolution(256, 128) + halvings * convolution(128, 128) + 2 * 128 for halvings in (0, 0, 1, 2)]
+    vector = convolution(256, 128) + convolution(128, 128) + 2048 * 512 + 512
+    expected = count(zhang) + sum(each * times for each, times in zip(own, (4, 6, 6, 6), strict=True)) + 8 * vector
+    for couplings, channels, hidden in ((4, 2, 32), (6, 8, 64), (6, 16, 128), (6, 32, 256)):
+        expected += couplings * 2 * (convolution(channels // 2 + 128, hidden) + convolution(hidden, channels))
+    for channels, hidden in ((8, 64), (32, 128), (64, 256), (128, 256)):
+        expected += 2 * 2 * (convolution(channels // 2, hidden, 1) + convolution(hidden, channels, 1))
+    expected += 8 * 2 * ((256 + 512) * 512 + 512 + 512 * 512 + 512)
+    assert PARAMETERS["paper-code"] == expected
 
 
 @pytest.mark.parametrize("preset", ["demo", "small"])
@@ -269,7 +369,7 @@ def test_overrides_change_the_recipe():
 
 
 def test_refused_in_one_sentence():
-    with pytest.raises(fk.ConfigError, match="preset must be one of demo, small, paper, got 'large'"):
+    with pytest.raises(fk.ConfigError, match=r"preset must be one of demo, tiny, small, paper, .*, got 'large'"):
         colorization_cinn("large")
     with pytest.raises(fk.ConfigError, match=r"colorization_cinn can override levels, dense, .* not depth"):
         colorization_cinn("demo", depth=3)
