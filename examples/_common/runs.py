@@ -50,9 +50,16 @@ def new_run(
 
 
 def resumed_run(
-    settings: type[S], options: Mapping[str, Any], default_out: str, command: str, fixed: Sequence[str]
+    settings: type[S],
+    options: Mapping[str, Any],
+    default_out: str,
+    command: str,
+    fixed: Sequence[str],
+    left_by_a_run: str = CHECKPOINT,
 ) -> tuple[S, Where]:
     """The settings of the run in --out, or of the last one, with what may change changed.
+
+    A folder holds a run that can go on where the file `left_by_a_run` is in it.
 
     Raises:
         ConfigError: an option that would make it another run: one of `fixed`, or fewer steps.
@@ -60,9 +67,9 @@ def resumed_run(
     """
     out = options["out"]
     folders = [out] if out is not None else runs_at(Path(default_out))
-    left = [folder for folder in folders if (folder / CHECKPOINT).is_file()]
+    left = [folder for folder in folders if (folder / left_by_a_run).is_file()]
     if not left:
-        raise StorageError(f"there is no run to resume in {out or default_out}: it has no {CHECKPOINT}")
+        raise StorageError(f"there is no run to resume in {out or default_out}: it has no {left_by_a_run}")
     folder = left[-1]
     found: Any = read_settings(folder, settings)
     for name in fixed:

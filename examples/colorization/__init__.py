@@ -2,6 +2,7 @@
 
     flowkit examples colorization                 trains on the bundled photographs, and leaves pictures and a report
     flowkit examples colorization holiday.jpg     colorizes a photograph with the last run's model
+    flowkit examples colorization --compare       the paper's Table 1: other systems, and the flow without some parts
 
 The flow models q(ab | L), the colours of a photograph given its lightness, as in "Conditional Invertible Neural
 Networks for Diverse Image-to-Image Translation". Read `training.py` first: it is the whole of it in one page.
@@ -31,6 +32,8 @@ from .recipes import DEFAULT_OUT, RECIPES
 @click.option("--out", type=click.Path(path_type=Path), help=f"A folder.  [default: {DEFAULT_OUT}; beside each PHOTO]")
 @click.option("--samples", type=int, help="Colorizations of each photograph.  [default: 8; 4 of each PHOTO]")
 @click.option("--temperature", type=float, help="Scales the code: 0 most typical, 1 as modelled.  [default: 1]")
+@click.option("--compare", is_flag=True, help="Train the paper's other systems too, and ablations: its Table 1.")
+@click.option("--without-ablations", "ablations", flag_value=False, default=True, help="Table 1 alone.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the last one.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model for PHOTO.  [default: the last run's]")
 @click.pass_context
@@ -52,6 +55,9 @@ def command(context: click.Context, photographs: tuple[Path, ...], **options: An
         colorize(chosen)
     else:
         settings, where = training_choices(options, typed(context))
-        from .run import run
+        if settings.compare:
+            from .comparison.run import run
+        else:
+            from .run import run
 
         context.exit(run(settings, where))

@@ -9,11 +9,12 @@ from typing import Any
 
 from flowkit.errors import ConfigError, StorageError
 
-from .._common.recipes import MODEL
+from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
 from .._common.runs import Where, check_numbers, new_run, resumed_run, runs_at
-from .recipes import DEFAULT_OUT, RECIPES
+from .recipes import COMPARISON_OUT, DEFAULT_OUT, RECIPES
 
 FIXED_BY_A_RUN = ("data", "root", "preset", "batch_size", "lr", "seed")
+FIXED_BY_A_COMPARISON = (*FIXED_BY_A_RUN, "steps")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Settings:
     seed: int = 0
     samples: int = 8
     temperature: float = 1.0
+    compare: bool = False
+    ablations: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,19 @@ def training_choices(options: Mapping[str, Any], command: str) -> tuple[Settings
     if options["model"] is not None:
         raise ConfigError("--model is for colorizing: name at least one PHOTO with it")
     given = {**options, "root": None if options["root"] is None else str(options["root"])}
+    if not options["ablations"] and not options["compare"]:
+        raise ConfigError("--without-ablations is for --compare")
+    if options["compare"]:
+        kind = (COMPARISON_OUT, command, FIXED_BY_A_COMPARISON, SETTINGS)
+    else:
+        kind = (DEFAULT_OUT, command, FIXED_BY_A_RUN, CHECKPOINT)
     if options["resume"]:
-        return resumed_run(Settings, given, DEFAULT_OUT, command, FIXED_BY_A_RUN)
-    return new_run(Settings, RECIPES[options["preset"] or Settings.preset], given, DEFAULT_OUT, command)
+        settings, where = resumed_run(Settings, given, *kind)
+        if settings.compare != options["compare"]:
+            found = "a comparison" if settings.compare else "a run of one flow"
+            raise ConfigError(f"the run in '{where.out}' is {found}: resume it as it was started")
+        return settings, where
+    return new_run(Settings, RECIPES[options["preset"] or Settings.preset], given, *kind[:2])
 
 
 def photograph_choices(photographs: Sequence[Path], options: Mapping[str, Any]) -> PhotographChoices:
@@ -69,7 +82,7 @@ def photograph_choices(photographs: Sequence[Path], options: Mapping[str, Any]) 
         StorageError: no model is named, and no run has left one.
     """
     check_numbers(options)
-    for name in ("data", "root", "preset", "steps", "batch_size", "lr", "resume", "download"):
+    for name in ("data", "root", "preset", "steps", "batch_size", "lr", "resume", "download", "compare"):
         if options[name] not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} is for training, and does not go together with PHOTO")
     model = options["model"]
