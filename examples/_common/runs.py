@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +130,17 @@ def read_settings(folder: Path, settings: type[S]) -> S:
         raise StorageError(
             f"'{folder / SETTINGS}' is missing or damaged, so the run in '{folder}' cannot go on"
         ) from error
+
+
+def free_path(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... before its suffix where a file is there already."""
+
+    def candidates() -> Iterator[Path]:
+        yield path
+        for number in itertools.count(2):
+            yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+    return next(candidate for candidate in candidates() if not candidate.exists())
 
 
 def settings_text(settings: Any, command: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from flowkit_cinn.translation.images import WRITTEN_FORMATS, PhotographError, re
 from flowkit_cinn.translation.pictures import grid
 from flowkit_cinn.translation.upsample import recolor
 
+from .._common.runs import free_path
 from .choices import PhotographChoices
 from .scoring import samples_of
 from .training import sizes_of
@@ -132,17 +131,6 @@ def _colorize_one(
 def _thumbnail(image: Image.Image) -> Image.Image:
     scale = SHEET_SIDE / max(image.size)
     return shrink(image, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
-
-
-def free_path(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... before its suffix where a file is there already."""
-
-    def candidates() -> Iterator[Path]:
-        yield path
-        for number in itertools.count(2):
-            yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-    return next(candidate for candidate in candidates() if not candidate.exists())
 
 
 def _make_folder(folder: Path) -> None:

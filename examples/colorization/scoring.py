@@ -47,16 +47,16 @@ def judge(flow: Flow, crops: Crop, noise: float, seed: int) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "images": len(ab),
         "samples": METRIC_SAMPLES,
-        "bits_per_dimension": _plain(held_out_bits(flow, crops, noise, seed)),
+        "bits_per_dimension": plain(held_out_bits(flow, crops, noise, seed)),
         "bits_per_dimension_of": f"-log2 q(ab | L) / D, of normalised ab with noise of standard deviation {noise}",
     }
     for units in UNITS:
-        figures[units] = {name: _plain(value) for name, value in diversity(samples, ab, lightness, units=units).items()}
+        figures[units] = {name: plain(value) for name, value in diversity(samples, ab, lightness, units=units).items()}
         figures[units]["units"] = UNIT_WORDS[units]
     return figures
 
 
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    # JSON has no nan: a single image has no bootstrap error.
+def plain(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as JSON has it, which has no nan: a single image has no bootstrap error."""
     error = estimate.error if estimate.error == estimate.error else None
     return {"mean": estimate.mean, "error": error}

@@ -74,6 +74,7 @@ def train(
         clip=recipe.clip,
         seed=settings.seed,
         ema=recipe.ema,
+        about={"preset": settings.preset},
     )
     crops = ColorCrops(
         source.train,

@@ -16,6 +16,8 @@ from torch.utils.data import TensorDataset
 from flowkit.errors import InputError, MissingDependencyError
 from flowkit_cinn.translation.torchvision_sources import one_at_a_time
 
+from .._common.runs import free_path
+
 CLASSES = 10
 MEAN, STD = 0.128, 0.305  # the authors', of MNIST's grey in 0..1
 HELD_OUT_EVERY = 5  # of scikit-learn's digits, which come without a split: the fifth, the tenth, ...
@@ -173,7 +175,10 @@ def _download(data: str) -> None:
 
 
 def _forget_cut_files(raw: Path) -> None:
-    """torchvision checks what it fetches, but not what it unpacked: a run that ended while it did would never heal."""
+    """torchvision checks what it fetches, but not what it unpacked: a run that ended while it did would never heal.
+
+    Such a file is put aside, not deleted: it may be somebody's own.
+    """
     for part in ("train", "t10k"):
         for kind, dimensions in (("images", 3), ("labels", 1)):
             path = raw / f"{part}-{kind}-idx{dimensions}-ubyte"
@@ -181,4 +186,4 @@ def _forget_cut_files(raw: Path) -> None:
                 if path.is_file():
                     _read_idx(path, dimensions)
             except DigitsError:
-                path.unlink()
+                path.rename(free_path(path.with_name(f"{path.name}.damaged")))

@@ -34,6 +34,7 @@ def train(
         noise=settings.noise,
         clip=recipe.clip,
         seed=settings.seed,
+        about={"preset": settings.preset},
     )
     loader = batches(digits.train, module, batch_size=settings.batch_size, steps=settings.steps, seed=settings.seed)
     return fit(

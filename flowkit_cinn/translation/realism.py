@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.errors import InputError, MissingDependencyError
-from flowkit_cinn.backbones import IMAGENET_MEAN, IMAGENET_STD, PretrainedWeightsError, fetch
+from flowkit_cinn.backbones import IMAGENET_MEAN, IMAGENET_STD, fetch
 from flowkit_cinn.translation.metrics import Estimate
 
 ROWS = 64  # images at a time
@@ -186,16 +186,3 @@ def _frechet() -> Any:
 def _folder(name: str) -> str:
     parts = name.split("/")
     return parts[-2] if len(parts) > 1 else ""
-
-
-__all__ = [
-    "Extractor",
-    "PretrainedWeightsError",
-    "RandomFeatures",
-    "bootstrap_frechet",
-    "frechet_distance",
-    "imagenet_classes",
-    "inception_or_substitute",
-    "top5",
-    "vgg16",
-]

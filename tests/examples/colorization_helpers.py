@@ -1,5 +1,6 @@
 """Small photographs, and the command run in this process or in another."""
 
+import signal
 import subprocess
 import sys
 
@@ -38,3 +39,15 @@ def started(*words, cwd):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def stopped(process, when):
+    """What a command said on standard output that gets Ctrl-C at the first line of progress that begins with `when`."""
+    for line in process.stderr:
+        if line.startswith(when):
+            break
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    return said

@@ -1,6 +1,5 @@
 import json
 import re
-import signal
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ from PIL import Image
 
 import flowkit as fk
 
-from .colorization_helpers import colorization, photographs, started
+from .colorization_helpers import colorization, photographs, started, stopped
 
 pytest.importorskip("lightning")
 pytest.importorskip("kornia")
@@ -101,17 +100,22 @@ def test_a_run_goes_on_to_more_steps(place, capsys):
     assert "it can go on to more, not to 1" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_preset_is_named(place, capsys):
+    out = place / "other preset"
+    assert colorization("--data", place / "photos", "--out", out, *QUICK[2:], "--steps", 1) == 0
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["preset"] = "tiny"
+    (out / "run.json").write_text(json.dumps(run))
+    assert colorization("--resume", "--out", out, "--steps", 2) == 2
+    assert (
+        "is of the preset 'demo', and the run that is to go on from it has the preset 'tiny'" in capsys.readouterr().err
+    )
+
+
 def test_ctrl_c_keeps_the_state_and_the_run_goes_on(place):
     out = place / "interrupted"
     words = ("--data", place / "photos", "--out", out, *QUICK[2:])
-    process = started(*words, "--steps", 400, cwd=place)
-    for line in process.stderr:
-        if line.startswith("training "):
-            break
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    said = stopped(started(*words, "--steps", 400, cwd=place), "training ")
     assert re.search(r"Stopped after step \d+ of 400; its state is kept", said)
     assert f"flowkit examples colorization --resume --out {out}" in said
     assert {path.name for path in out.iterdir()} == {"run.json", "checkpoint.ckpt"}

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from .colorization_helpers import colorization, photographs, started
+from .colorization_helpers import colorization, photographs, started, stopped
 
 pytest.importorskip("lightning")
 pytest.importorskip("kornia")
@@ -158,17 +158,19 @@ def test_a_system_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch, cap
     assert "cGAN diverged: step 2 of cGAN has the loss nan" in said
 
 
+def test_the_fixed_net_needs_the_regressions_weights(photos, tmp_path):
+    out = tmp_path / "out"
+    assert compare(photos, out, "--without-ablations") == 0
+    (out / "cnn.safetensors").unlink()
+    flow = next(s for s in comparison.systems("demo") if s.name == FIXED_NET).build()
+    with pytest.raises(fk.StorageError, match=r"cnn.safetensors' is missing"):
+        comparison.take_over_net(flow, comparison.systems("demo"), out)
+
+
 def test_ctrl_c_keeps_what_is_done(photos, tmp_path):
     out = tmp_path / "out"
     words = ("--compare", "--without-ablations", "--data", photos, "--out", out, "--steps", 300, "--batch-size", 2)
-    process = started(*words, cwd=tmp_path)
-    for line in process.stderr:
-        if line.startswith("CNN "):
-            break
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    said = stopped(started(*words, cwd=tmp_path), "CNN ")
     assert re.search(r"Stopped in CNN after step \d+ of 300", said)
     assert "--compare --resume --out" in said
     assert (out / "cnn.ckpt").is_file()

@@ -99,6 +99,8 @@ def test_mnist_that_was_interrupted_while_it_was_unpacked(mnist, tmp_path):
     mnist.sent = []
     assert len(open_digits(str(tmp_path), download=True).train) == 10
     assert not mnist.sent  # what was fetched is whole
+    aside = cut.with_name(f"{cut.name}.damaged")
+    assert aside.stat().st_size == 500  # it may be somebody's own
 
 
 def test_mnist_without_a_network(mnist, tmp_path, monkeypatch):

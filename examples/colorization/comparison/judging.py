@@ -26,7 +26,7 @@ from flowkit_cinn.translation.realism import Extractor, bootstrap_frechet, image
 from flowkit_cinn.translation.sources import Source
 
 from ..recipes import METRIC_SAMPLES
-from ..scoring import samples_of
+from ..scoring import plain, samples_of
 from ..training import bits_of_each, row_slices
 
 LEAST_FOR_FID = 2  # photographs: a covariance is needed
@@ -136,8 +136,3 @@ def drawn(model: nn.Module, photo: Tensor, count: int, seed: int) -> Tensor:
         return samples_of(model, photo, count, 1.0, seed)
     assert isinstance(model, Colorizer)
     return denormalize_ab(model.sample(photo, count, torch.Generator().manual_seed(seed)))
-
-
-def plain(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON has it: a single image has no bootstrap error."""
-    return {"mean": estimate.mean, "error": estimate.error if estimate.error == estimate.error else None}

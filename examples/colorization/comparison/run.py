@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import flowkit as fk
 from flowkit.cli.output import write_file
 from flowkit.errors import ConfigError, NonFiniteError, StorageError
-from flowkit.training import FitResult
 from flowkit.training.processes import launched
 from flowkit.training.progress import duration
 from flowkit.training.run import trainer_device
@@ -34,7 +33,7 @@ from ..recipes import COMPARED_IMAGES
 from .judging import Judges, drawn, judge, judge_grayscale, judge_truth, judges
 from .page import page
 from .pictures import SHOWN, comparison_pictures
-from .systems import FIXED_NET, TEACHER, System, systems, take_over_net
+from .systems import FIXED_NET, System, systems
 from .table import GRAY, TRUTH, print_tables
 from .training import train_system
 
@@ -65,64 +64,41 @@ def run(settings: Settings, where: Where) -> int:
         soft_wrap=True,
     )
     metrics = read_metrics(folder) if where.resume else {"systems": {}}
-    having = judges_of(settings, source)
+    having = judges_of(settings, source, compared[0])
     metrics.update(described(settings, source, having))
     shown: dict[str, Tensor] = {}
     for number, system in enumerate(compared, 1):
         torch.manual_seed(settings.seed)
         model = system.build()
-        file = folder / f"{system.file}.safetensors"
-        if system.name in metrics["systems"] and "diverged" in metrics["systems"][system.name]:
-            continue
-        if system.name in metrics["systems"]:
-            read_weights(model, file)
-        else:
-            if system.name == FIXED_NET:
-                assert isinstance(model, fk.Flow)
-                teacher = compared[0].build()
-                assert isinstance(teacher, Colorizer)
-                assert compared[0].name == TEACHER
-                read_weights(teacher, folder / f"{compared[0].file}.safetensors")
-                take_over_net(model, teacher)
+        weights, checkpoint = (folder / f"{system.file}.{kind}" for kind in ("safetensors", "ckpt"))
+        entry = metrics["systems"].get(system.name)
+        if entry is None:
             out.print(f"{number} of {len(compared)}: {system.name}, {parameters_of(model):,} parameters")
-            checkpoint = folder / f"{system.file}.ckpt"
-            try:
-                result = train_system(
-                    model,
-                    system,
-                    source,
-                    settings,
-                    device=where.device,
-                    checkpoint=checkpoint,
-                    show=terminal(error=True),
-                )
-            except NonFiniteError as error:
-                metrics["systems"][system.name] = {"diverged": str(error)}
-                out.print(f"  {system.name} diverged: {error}", soft_wrap=True)
-                write_metrics(folder, metrics)
-                continue
-            if result.interrupted:
+            if system.name == FIXED_NET:
+                take_over_net(model, compared, folder)
+            entry = trained_and_judged(model, system, source, settings, where.device, having, checkpoint)
+            if entry is None:
                 go_on = f"flowkit examples colorization --compare --resume --out {shlex.quote(str(folder))}"
-                done = f"{result.steps:,} of {settings.steps:,}; what is done is kept. Go on with:\n  {go_on}"
-                out.print(f"Stopped in {system.name} after step {done}", soft_wrap=True)
+                out.print(f"What is done is kept. Go on with:\n  {go_on}", soft_wrap=True)
                 return INTERRUPTED
-            write_weights(model, file)
-            metrics["systems"][system.name] = judged(model, system, result, having, out)
+            if "diverged" not in entry:
+                write_weights(model, weights)
+            metrics["systems"][system.name] = entry
             write_metrics(folder, metrics)
             checkpoint.unlink(missing_ok=True)
-        model.eval()
-        shown[system.name] = drawn(model, having.crops["photo"][:SHOWN], SHOWN_SAMPLES, settings.seed)
+        elif "diverged" not in entry:
+            read_weights(model, weights)
+        if "diverged" not in entry:
+            shown[system.name] = drawn(model.eval(), having.crops["photo"][:SHOWN], SHOWN_SAMPLES, settings.seed)
     leave_results(settings, where.command, metrics, having, shown, folder, out)
     return 0
 
 
-def judges_of(settings: Settings, source: Source) -> Judges:
+def judges_of(settings: Settings, source: Source, system: System) -> Judges:
     """Held-out photographs, others to compare features with, and the networks that look at them."""
-    recipe = systems(settings.preset, ablations=False)[0].build()
-    assert isinstance(recipe, Colorizer)
-    size, photo_size = (recipe.size,) * 2, (recipe.photo_size,) * 2
-    crops, names = held_out_batch(source.held_out, photo_size=photo_size, ab_size=size, count=COMPARED_IMAGES)
-    reference, _ = held_out_batch(source.train, photo_size=photo_size, ab_size=size, count=len(names))
+    sizes = {"photo_size": (system.photo_size,) * 2, "ab_size": (system.size,) * 2}
+    crops, names = held_out_batch(source.held_out, **sizes, count=COMPARED_IMAGES)
+    reference, _ = held_out_batch(source.train, **sizes, count=len(names))
     extractor = inception_or_substitute()
     return judges(crops, names, reference, source, extractor, noise=settings.noise, seed=settings.seed)
 
@@ -146,11 +122,27 @@ def described(settings: Settings, source: Source, having: Judges) -> dict[str, A
     }
 
 
-def judged(model: nn.Module, system: System, result: FitResult, having: Judges, out: Console) -> dict[str, Any]:
-    """One system's entry in metrics.json."""
+def trained_and_judged(
+    model: nn.Module,
+    system: System,
+    source: Source,
+    settings: Settings,
+    device: str,
+    having: Judges,
+    checkpoint: Path,
+) -> dict[str, Any] | None:
+    """One system's entry in metrics.json: its figures, or how it diverged; None after Ctrl-C."""
+    out, show = terminal(), terminal(error=True)
+    try:
+        result = train_system(model, system, source, settings, device=device, checkpoint=checkpoint, show=show)
+    except NonFiniteError as error:
+        out.print(f"  {system.name} diverged: {error}", soft_wrap=True)
+        return {"diverged": str(error)}
+    if result.interrupted:
+        out.print(f"Stopped in {system.name} after step {result.steps:,} of {settings.steps:,}.", soft_wrap=True)
+        return None
     started = time.monotonic()
-    model.eval()
-    figures = judge(model, having)
+    figures = judge(model.eval(), having)
     figures["training_seconds"], figures["judging_seconds"] = result.seconds, time.monotonic() - started
     figures["parameters"], figures["ablation"] = parameters_of(model), system.ablation
     best, variance = (figures["ab"][name]["mean"] for name in ("best_of_n_mse", "variance"))
@@ -160,6 +152,20 @@ def judged(model: nn.Module, system: System, result: FitResult, having: Judges, 
         soft_wrap=True,
     )
     return figures
+
+
+def take_over_net(model: nn.Module, compared: list[System], folder: Path) -> None:
+    """Give a flow the conditioning net that the regression, the first system, was trained with.
+
+    Raises:
+        StorageError: that one's weights are not there: it diverged, or they were removed.
+    """
+    teacher = compared[0].build()
+    assert isinstance(model, fk.Flow)
+    assert isinstance(teacher, Colorizer)
+    read_weights(teacher, folder / f"{compared[0].file}.safetensors")
+    net: nn.Module = model.network.nodes["pyramid"]
+    net.load_state_dict(teacher.pyramid.state_dict())
 
 
 def leave_results(

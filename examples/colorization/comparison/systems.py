@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-import flowkit as fk
+from flowkit.errors import ConfigError
 from flowkit_cinn import colorization_cinn
 from flowkit_cinn.models import ABLATIONS, COLORIZATION
-from flowkit_cinn.translation.baselines import BASELINES, Colorizer
+from flowkit_cinn.translation.baselines import BASELINES
 
 OURS, FIXED_NET = "cINN", "conditioning net fixed"
 NO_NOISE = "no noise"
@@ -20,10 +21,15 @@ TEACHER = "CNN"  # whose conditioning net, trained for colorization, is the fixe
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table: its name, how it is built, whether it is a flow of ours without something."""
+    """One row of the table: its name, how it is built, and whether it is a flow of ours without something.
+
+    `size` is of ab, `photo_size` of L; `noise` is whether it is trained with the preset's noise.
+    """
 
     name: str
     build: Callable[[], nn.Module]
+    size: int
+    photo_size: int
     ablation: bool = False
     noise: bool = True
 
@@ -34,50 +40,28 @@ class System:
 
 
 def systems(preset: str, ablations: bool = True, **overrides: Any) -> list[System]:
-    """What is compared, in the order in which it is trained.
+    """What is compared, in the order in which it is trained: the regression first, whose net another takes over.
 
     The baselines have the conditioning net of the preset's recipe. `overrides` are fields of the recipe.
 
     Raises:
         ConfigError: a preset without a conditioning net.
     """
-    recipe = fk_recipe(preset, overrides)
-    made = [System(TEACHER, _baseline(TEACHER, recipe)), System(OURS, _flow(preset, overrides))]
-    made += [System(name, _baseline(name, recipe)) for name in BASELINES if name != TEACHER]
-    if ablations:
-        made += [System(name, _flow(preset, {**overrides, **change}), True) for name, change in ABLATIONS.items()]
-        made.append(System(NO_NOISE, _flow(preset, overrides), True, noise=False))
-    return made
-
-
-def fk_recipe(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a baseline with the preset's conditioning net.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    recipe = COLORIZATION[preset]
+    recipe = replace(COLORIZATION[preset], **overrides)
     if recipe.conditioning != "pyramid":
-        raise fk.ConfigError(f"--compare needs a preset with a conditioning net, and '{preset}' has none")
-    given = {"features": recipe.features, "size": recipe.size, "photo_size": recipe.photo_size}
-    return {name: overrides.get(name, value) for name, value in given.items()}
+        raise ConfigError(f"--compare needs a preset with a conditioning net, and '{preset}' has none")
+    sizes = {"size": recipe.size, "photo_size": recipe.photo_size}
 
+    def baseline(name: str) -> System:
+        return System(name, partial(BASELINES[name], recipe.features, **sizes), **sizes)
 
-def take_over_net(flow: fk.Flow, teacher: Colorizer) -> None:
-    """Give the flow the conditioning net that a baseline was trained with."""
-    net: nn.Module = flow.network.nodes["pyramid"]
-    net.load_state_dict(teacher.pyramid.state_dict(), strict=True)
+    def ours(name: str, ablation: bool = True, noise: bool = True, **change: Any) -> System:
+        build = partial(colorization_cinn, preset, **{**overrides, **change})
+        return System(name, build, **sizes, ablation=ablation, noise=noise)
 
-
-def _baseline(name: str, recipe: dict[str, Any]) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        return BASELINES[name](**recipe)
-
-    return build
-
-
-def _flow(preset: str, overrides: dict[str, Any]) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        return colorization_cinn(preset, **overrides)
-
-    return build
+    made = [baseline(TEACHER), ours(OURS, ablation=False)]
+    made += [baseline(name) for name in BASELINES if name != TEACHER]
+    if ablations:
+        made += [ours(name, **change) for name, change in ABLATIONS.items()]
+        made.append(ours(NO_NOISE, noise=False))
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from flowkit_cinn.translation.sources import Source
 
 from ..._common.interrupt import Interrupts
 from ..choices import Settings
+from ..photographs import torch_device
 from ..recipes import RECIPES
 from ..training import train
 from .systems import System
@@ -55,7 +57,7 @@ def train_system(
         progress = [Progress(show, system.name)]
         return train(model, source, own, device=device, checkpoint=checkpoint, resume=resume, callbacks=progress)
     assert isinstance(model, Colorizer)
-    return _train_baseline(model.to(_device(device)), system.name, source, settings, checkpoint, show)
+    return _train_baseline(model.to(torch_device(device)), system.name, source, settings, checkpoint, show)
 
 
 class _Run:
@@ -123,7 +125,7 @@ def _train_baseline(
                 break
             ab, photo = batch["ab"].to(device), batch["photo"].to(device)
             loss = model.update(ab, photo, run.optimizers)
-            if loss != loss or abs(loss) == float("inf"):
+            if not math.isfinite(loss):
                 raise NonFiniteError(f"step {len(run.losses) + 1} of {name} has the loss {loss}")
             for schedule in run.schedules:
                 schedule.step()
@@ -145,7 +147,3 @@ def _figures(losses: Sequence[float], started: float, steps: int) -> str:
     recent = losses[-50:]
     left = (time.monotonic() - started) / len(losses) * (steps - len(losses))
     return f"loss {sum(recent) / len(recent):.3f}, about {duration(left)} left"
-
-
-def _device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -8,10 +8,10 @@ from flowkit.errors import InputError
 pytest.importorskip("torchmetrics")
 pytest.importorskip("scipy")
 
+from flowkit_cinn.backbones import PretrainedWeightsError
 from flowkit_cinn.translation import realism
 from flowkit_cinn.translation.realism import (
     Extractor,
-    PretrainedWeightsError,
     RandomFeatures,
     bootstrap_frechet,
     frechet_distance,
