@@ -1,5 +1,6 @@
 """The bijections, one family a file; each is registered under its name, `flowkit.<name>`."""
 
+from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
@@ -13,16 +14,25 @@ from flowkit.bijections.split import Concat, Split
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "Arctanh",
     "Concat",
     "Coupling",
     "ElementwiseAffine",
+    "Exp",
     "FixedRotation",
     "Flatten",
     "Identity",
     "Inverse",
     "LULinear",
+    "LeakyReLU",
+    "Log",
+    "Logit",
     "Permute",
+    "Power",
     "Reshape",
+    "Sigmoid",
+    "Softplus",
     "Split",
     "Squeeze",
+    "Tanh",
 ]

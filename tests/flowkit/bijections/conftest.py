@@ -16,7 +16,10 @@ def _redraw(module, std=0.4):
 
 def _arguments(bijection, batch=3):
     """Random data and random conditions, `(inputs, conditions)`."""
-    inputs = tuple(torch.randn(batch, *shape) for shape in bijection.in_shapes)
+    if hasattr(bijection, "example_inputs"):  # whose domain is not all numbers
+        inputs = as_tuple(bijection.example_inputs(batch))
+    else:
+        inputs = tuple(torch.randn(batch, *shape) for shape in bijection.in_shapes)
     return inputs, tuple(torch.randn(batch, *shape) for shape in bijection.condition_shapes)
 
 
