@@ -7,7 +7,7 @@ from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.normalization import ActNorm
-from flowkit.bijections.permutation import Permute
+from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze
 from flowkit.bijections.split import Concat, Split
 
@@ -32,6 +32,8 @@ __all__ = [
     "Reshape",
     "Sigmoid",
     "Softplus",
+    "Reverse",
+    "Roll",
     "Split",
     "Squeeze",
     "Tanh",

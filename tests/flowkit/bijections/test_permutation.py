@@ -59,3 +59,25 @@ def test_refusals():
         fk.Permute((3, 4), dim=2)
     with pytest.raises(ShapeError, match=r"Permute needs at least one event dimension, got shape \(\)"):
         fk.Permute(())
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_reverse_and_roll_are_permute_with_that_order(dim):
+    x = torch.randn(2, 3, 3)
+    pairs = [
+        (fk.Reverse((3, 3), dim=dim), (2, 1, 0)),
+        (fk.Roll((3, 3), dim=dim), (2, 0, 1)),
+        (fk.Roll((3, 3), shift=-4, dim=dim), (1, 2, 0)),
+    ]
+    for bijection, order in pairs:
+        assert torch.equal(bijection(x)[0], fk.Permute((3, 3), order=order, dim=dim)(x)[0])
+        assert torch.equal(bijection.inverse(bijection(x)[0])[0], x)
+
+
+def test_reverse_and_roll_refuse_what_does_not_fit():
+    with pytest.raises(ConfigError, match="Roll: shift must be an integer, got"):
+        fk.Roll((3,), shift=1.5)
+    with pytest.raises(ConfigError, match="Reverse: dim must be an event dimension"):
+        fk.Reverse((3,), dim=1)
+    with pytest.raises(ShapeError, match="Roll needs at least one event dimension"):
+        fk.Roll(())
