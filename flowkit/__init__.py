@@ -16,6 +16,7 @@ _MODULES = {
         "ActNorm",
         "AffineCoupling",
         "Arctanh",
+        "Box",
         "Concat",
         "Coupling",
         "ElementwiseAffine",
@@ -37,6 +38,7 @@ _MODULES = {
         "Roll",
         "Split",
         "Squeeze",
+        "StickBreaking",
         "Tanh",
     ),
     "flowkit.compilation": ("compile",),
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
         ActNorm,
         AffineCoupling,
         Arctanh,
+        Box,
         Concat,
         Coupling,
         ElementwiseAffine,
@@ -110,6 +113,7 @@ if TYPE_CHECKING:
         Softplus,
         Split,
         Squeeze,
+        StickBreaking,
         Tanh,
     )
     from flowkit.compilation import compile

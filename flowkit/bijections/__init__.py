@@ -1,6 +1,7 @@
 """The bijections, one family a file; each is registered under its name, `flowkit.<name>`."""
 
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
+from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
@@ -15,6 +16,7 @@ __all__ = [
     "ActNorm",
     "AffineCoupling",
     "Arctanh",
+    "Box",
     "Concat",
     "Coupling",
     "ElementwiseAffine",
@@ -36,5 +38,6 @@ __all__ = [
     "Softplus",
     "Split",
     "Squeeze",
+    "StickBreaking",
     "Tanh",
 ]
