@@ -17,6 +17,7 @@ _MODULES = {
         "AffineCoupling",
         "Arctanh",
         "Box",
+        "CDF",
         "Concat",
         "Coupling",
         "ElementwiseAffine",
@@ -31,11 +32,12 @@ _MODULES = {
         "Logit",
         "Permute",
         "Power",
+        "Quantile",
         "Reshape",
-        "Sigmoid",
-        "Softplus",
         "Reverse",
         "Roll",
+        "Sigmoid",
+        "Softplus",
         "Split",
         "Squeeze",
         "StickBreaking",
@@ -88,6 +90,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from flowkit.bijection import Bijection, Prepared, add_rows
     from flowkit.bijections import (
+        CDF,
         ActNorm,
         AffineCoupling,
         Arctanh,
@@ -106,6 +109,7 @@ if TYPE_CHECKING:
         LULinear,
         Permute,
         Power,
+        Quantile,
         Reshape,
         Reverse,
         Roll,

@@ -2,6 +2,7 @@
 
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
 from flowkit.bijections.bounded import Box, StickBreaking
+from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
@@ -13,6 +14,7 @@ from flowkit.bijections.reshape import Flatten, Reshape, Squeeze
 from flowkit.bijections.split import Concat, Split
 
 __all__ = [
+    "CDF",
     "ActNorm",
     "AffineCoupling",
     "Arctanh",
@@ -31,6 +33,7 @@ __all__ = [
     "Logit",
     "Permute",
     "Power",
+    "Quantile",
     "Reshape",
     "Reverse",
     "Roll",
