@@ -42,6 +42,7 @@ _MODULES = {
         "Squeeze",
         "StickBreaking",
         "Tanh",
+        "Transpose",
     ),
     "flowkit.compilation": ("compile",),
     "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
         Squeeze,
         StickBreaking,
         Tanh,
+        Transpose,
     )
     from flowkit.compilation import compile
     from flowkit.distributions import Base, DiagonalNormal, StandardNormal

@@ -10,7 +10,7 @@ from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.permutation import Permute, Reverse, Roll
-from flowkit.bijections.reshape import Flatten, Reshape, Squeeze
+from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
 
 __all__ = [
@@ -43,4 +43,5 @@ __all__ = [
     "Squeeze",
     "StickBreaking",
     "Tanh",
+    "Transpose",
 ]

@@ -60,3 +60,13 @@ def test_reshape_refuses_another_number_of_elements():
         ShapeError, match=r"Reshape needs as many elements after as before, got \(3, 4\) \(12\) to \(5,\)"
     ):
         fk.Reshape((3, 4), to=5)
+
+
+def test_transpose_is_that_of_numpy():
+    x = torch.randn(2, 3, 4, 5)
+    wanted = torch.from_numpy(x.numpy().transpose(0, 3, 1, 2))
+    assert torch.equal(fk.Transpose((3, 4, 5), order=(2, 0, 1))(x)[0], wanted)
+    with pytest.raises(
+        fk.ConfigError, match=r"order must permute the event dimensions 0 to 1, got \(0, 0\)"
+    ):
+        fk.Transpose((3, 4), order=(0, 0))
