@@ -66,7 +66,5 @@ def test_transpose_is_that_of_numpy():
     x = torch.randn(2, 3, 4, 5)
     wanted = torch.from_numpy(x.numpy().transpose(0, 3, 1, 2))
     assert torch.equal(fk.Transpose((3, 4, 5), order=(2, 0, 1))(x)[0], wanted)
-    with pytest.raises(
-        fk.ConfigError, match=r"order must permute the event dimensions 0 to 1, got \(0, 0\)"
-    ):
+    with pytest.raises(fk.ConfigError, match=r"order must permute the event dimensions 0 to 1, got \(0, 0\)"):
         fk.Transpose((3, 4), order=(0, 0))
