@@ -1,0 +1,22 @@
+"""`python -m flowkit.interop`: what is installed here, and what can be converted."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+FRIENDS = (
+    ("FrEIA", "from_freia(network), FreiaBijection(module), as_freia(bijection)"),
+    ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
+)
+
+
+def main() -> None:
+    """Print one line for each friend."""
+    for package, offers in FRIENDS:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = f"not installed (python -m pip install {package})"
+        print(f"{package} {found}: {offers}")
+
+
+if __name__ == "__main__":
+    main()
