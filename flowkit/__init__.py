@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from flowkit._version import __version__
 
 _MODULES = {
+    "flowkit": ("flows",),  # a module, not a name within one
     "flowkit.bijection": ("Bijection", "Prepared", "add_rows"),
     "flowkit.bijections": (
+        "SplineCoupling",
+        "GINCoupling",
+        "AdditiveCoupling",
         "ActNorm",
         "AffineCoupling",
         "Arctanh",
@@ -69,7 +73,14 @@ _MODULES = {
     "flowkit.registry": ("Example", "examples_of", "lookup", "plugins", "register", "registered"),
     "flowkit.storage": ("load", "save"),
     "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
-    "flowkit.univariate": ("Affine", "Univariate"),
+    "flowkit.univariate": (
+        "Additive",
+        "Affine",
+        "RationalQuadraticSpline",
+        "Univariate",
+        "UnivariateRecipe",
+        "VolumePreservingAffine",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -79,7 +90,12 @@ __all__ = ["__version__", *sorted(_HOME)]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'flowkit' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    home = _HOME[name]
+    value = (
+        importlib.import_module(f"flowkit.{name}")
+        if home == "flowkit"
+        else getattr(importlib.import_module(home), name)
+    )
     globals()[name] = value
     return value
 
@@ -89,10 +105,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from flowkit import flows
     from flowkit.bijection import Bijection, Prepared, add_rows
     from flowkit.bijections import (
         CDF,
         ActNorm,
+        AdditiveCoupling,
         AffineCoupling,
         Arctanh,
         Box,
@@ -102,6 +120,7 @@ if TYPE_CHECKING:
         Exp,
         FixedRotation,
         Flatten,
+        GINCoupling,
         Identity,
         Inverse,
         LeakyReLU,
@@ -116,6 +135,7 @@ if TYPE_CHECKING:
         Roll,
         Sigmoid,
         Softplus,
+        SplineCoupling,
         Split,
         Squeeze,
         StickBreaking,
@@ -147,4 +167,11 @@ if TYPE_CHECKING:
     from flowkit.registry import Example, examples_of, lookup, plugins, register, registered
     from flowkit.storage import load, save
     from flowkit.subnets import MLP, ConvNet, ResidualNet
-    from flowkit.univariate import Affine, Univariate
+    from flowkit.univariate import (
+        Additive,
+        Affine,
+        RationalQuadraticSpline,
+        Univariate,
+        UnivariateRecipe,
+        VolumePreservingAffine,
+    )

@@ -8,6 +8,7 @@ from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
+from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, SplineCoupling
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
@@ -16,6 +17,7 @@ from flowkit.bijections.split import Concat, Split
 __all__ = [
     "CDF",
     "ActNorm",
+    "AdditiveCoupling",
     "AffineCoupling",
     "Arctanh",
     "Box",
@@ -25,6 +27,7 @@ __all__ = [
     "Exp",
     "FixedRotation",
     "Flatten",
+    "GINCoupling",
     "Identity",
     "Inverse",
     "LULinear",
@@ -39,6 +42,7 @@ __all__ = [
     "Roll",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Split",
     "Squeeze",
     "StickBreaking",

@@ -10,21 +10,32 @@ from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, Prepared, event_sum, join
 from flowkit.bijections.conditioning import check_conditions, default_subnet
-from flowkit.errors import ConfigError, ShapeError
+from flowkit.bijections.partition import make_partition
+from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import Shape
 from flowkit.subnets import MLP, ConvNet, ResidualNet, build_subnet
 from flowkit.tape import Tape
-from flowkit.univariate import Affine, Univariate
+from flowkit.univariate import Affine, Univariate, build_univariate
 
 HALVES = ("first", "second")
 NOTHING_PREPARED = (None, None)
 
 
-class Coupling(Bijection):
-    """A coupling with any univariate map f(x; p): abstract, a subclass implements `make_univariate`.
+def _any_univariate() -> list[Example]:
+    mlp = MLP(hidden=6, activation="silu")
+    return [
+        Example((3,), given=(2,), subnet=mlp, univariate=Affine.recipe(clamp="softsign"), split=(1,)),
+        Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), two_sided=True, split="checkerboard"),
+        Example((2, 2, 3), subnet=ConvNet(hidden=4, activation="silu"), active="first"),
+    ]
 
-    The channels (event dimension 0) are split into x1, the first C // 2, and x2, the other C - C // 2.
+
+@register("flowkit.coupling", examples=_any_univariate)
+class Coupling(Bijection):
+    """A coupling with any univariate map f(x; p): affine by default, see `flowkit.univariate` for others.
+
+    The data is split into x1 and x2: by default x1 is the first C // 2 channels (event dimension 0), x2 the rest.
 
     | | one-sided, the second half active | two-sided |
     | --- | --- | --- |
@@ -40,13 +51,22 @@ class Coupling(Bijection):
         shape: event shape `(C, ...)`, at least two channels.
         given: shapes of the conditions.
         subnet: a recipe, see `flowkit.subnets`; by default `MLP()` for vectors, `ConvNet()` for maps.
+        univariate: a recipe such as `fk.Affine.recipe(clamp="atan")`, or a class of `fk.Univariate`.
         two_sided: transform both halves, the first half first, with a subnet and a univariate map each.
         active: one-sided, the half that is transformed, `"first"` or `"second"`: alternate it through a chain, which
             costs nothing, rather than swapping the halves. Two-sided transforms both whatever it says.
+        split: `"halves"`; `"alternating"`, channels 0, 2, ... and 1, 3, ...; a tuple, the channels of the second part;
+            or `"checkerboard"`, for maps of any number of channels: the subnet sees the passive squares, and zeros
+            elsewhere.
 
     Raises:
         ShapeError: fewer than two channels; a condition of another spatial size; a subnet that does not fit.
-        ConfigError: an unknown half; a subnet that is not a recipe.
+        ConfigError: an unknown half or split; a univariate map or a subnet that is not a recipe.
+
+    >>> coupling = Coupling((5,), univariate=Affine.recipe(clamp="atan"), split=(0, 4))
+    >>> y, log_det = coupling(torch.ones(2, 5))
+    >>> y.shape, log_det.shape
+    (torch.Size([2, 5]), torch.Size([2]))
     """
 
     def __init__(
@@ -54,35 +74,38 @@ class Coupling(Bijection):
         shape: int | Sequence[int],
         given: int | Sequence = (),
         subnet: Any = None,
+        univariate: Any = Affine,
         two_sided: bool = False,
         active: str = "second",
+        split: str | Sequence[int] = "halves",
     ):
         super().__init__(shape, given=given)
         shape = self.in_shapes[0]
         name = type(self).__name__
-        if not shape or shape[0] < 2:
-            raise ShapeError(
-                f"{name} needs at least two channels, one half to predict the other, got shape {shape}: "
-                "for one channel use fk.ElementwiseAffine with a condition"
-            )
+        partition = make_partition(name, shape, split)
         if active not in HALVES:
             raise ConfigError(f"{name}: active must be 'first' or 'second', got {active!r}")
         check_conditions(name, shape, self.condition_shapes)
-        self.sizes = (shape[0] // 2, shape[0] - shape[0] // 2)
+        self.partition: Any = partition
+        self.univariate_recipe = univariate
         self.steps = (0, 1) if two_sided else (HALVES.index(active),)  # the half that each step transforms, forward
         self.subnets: Any = nn.ModuleList()  # Any: a type checker knows of no `prepare` or `inverse` in a ModuleList
         self.univariates: Any = nn.ModuleList()
         recipe = default_subnet(shape) if subnet is None else subnet
         for half in self.steps:
-            passive, transformed = ((self.sizes[h], *shape[1:]) for h in (1 - half, half))
-            univariate = self.make_univariate(transformed)
-            c_out = univariate.parameters_per_element * transformed[0]
-            self.subnets.append(build_subnet(recipe, passive, self.condition_shapes, c_out))
-            self.univariates.append(univariate)
+            transformed = partition.shapes[half]
+            made = self.make_univariate(transformed)
+            c_out = made.numbers_per_element * transformed[0]
+            self.subnets.append(build_subnet(recipe, partition.shapes[1 - half], self.condition_shapes, c_out))
+            self.univariates.append(made)
+        # An instance makes the promises of its univariate map, which the class cannot know.
+        maps: list[Any] = list(self.univariates)
+        self.iterative = any(each.iterative for each in maps)
+        self.tolerance = max(each.tolerance for each in maps)
 
     def make_univariate(self, shape: Shape) -> Univariate:
         """The univariate map of an active half of event shape `shape`; called by the constructor."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_univariate")
+        return build_univariate(type(self).__name__, self.univariate_recipe, shape)
 
     def prepare(self, *conditions: Tensor) -> tuple | None:
         """Each subnet's part that depends on the conditions alone; None where a subnet has no such part."""
@@ -96,30 +119,31 @@ class Coupling(Bijection):
         """Both halves after all steps, and each step's log-derivatives."""
         prepared = given[0] if given and isinstance(given[0], Prepared) else None
         c = join(given) if prepared is None else None
-        halves, log_derivatives = list(torch.split_with_sizes(x, self.sizes, 1)), []
+        partition: Any = self._modules["partition"]  # as an attribute it costs a look-up that is felt on small data
+        halves, log_derivatives = partition.part(x), []
         # The containers are iterated and the univariate maps called without their hooks: on small data this is felt.
         stages = list(zip(self.steps, self.subnets, self.univariates, prepared or NOTHING_PREPARED, strict=False))
         for half, subnet, univariate, part in reversed(stages) if inverse else stages:
             predicted = subnet(halves[1 - half], c, part)
-            parameters = predicted.chunk(univariate.parameters_per_element, 1)  # views, not copies
             apply = univariate.inverse if inverse else univariate.forward
-            halves[half], log_derivative = apply(halves[half], *parameters)
-            log_derivatives.append(log_derivative)
+            transformed, log_derivative = apply(halves[half], *univariate.split(predicted))
+            halves[half] = partition.keep(half, transformed)
+            log_derivatives.append(partition.keep(half, log_derivative))
         return halves, log_derivatives
 
     def forward(self, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """Data to latent: `(y, log_det)`; `given` is the conditions or one `fk.Prepared`."""
         halves, logs = self._transform(x, given, inverse=False)
-        return torch.cat(halves, 1), _total(logs)
+        return self.partition.join(halves), _total(logs)
 
     def inverse(self, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """Latent to data: `(x, log_det)`, the log-det of the inverse map."""
         halves, logs = self._transform(y, given, inverse=True)
-        return torch.cat(halves, 1), _total(logs)
+        return self.partition.join(halves), _total(logs)
 
     def inverse_only(self, y: Tensor, *given: Any) -> Tensor:
         """The inverse without summing its log-det."""
-        return torch.cat(self._transform(y, given, inverse=True)[0], 1)
+        return self.partition.join(self._transform(y, given, inverse=True)[0])
 
     def undo(
         self,
@@ -130,20 +154,22 @@ class Coupling(Bijection):
         tape: Tape,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Reverse mode with one run of each subnet, which serves the inverse and the gradients; see `fk.Bijection`."""
-        halves = list(torch.split_with_sizes(outputs[0], self.sizes, 1))
-        grads = list(torch.split_with_sizes(grad_outputs[0], self.sizes, 1))
+        partition = self.partition
+        halves, grads = partition.part(outputs[0]), partition.part(grad_outputs[0])
         grad_log = grad_log_det.reshape(-1, *[1] * (outputs[0].dim() - 1))
         stages = list(zip(self.steps, self.subnets, self.univariates, strict=True))
         for half, subnet, univariate in reversed(stages):
             predicted, pull_back = tape.run(subnet, halves[1 - half])
-            parameters = predicted.chunk(univariate.parameters_per_element, 1)
-            halves[half], grads[half], grad_parameters, own = univariate.undo(
-                halves[half], parameters, grads[half], grad_log
+            wanted = partition.keep(half, grad_log.expand_as(halves[half])) if partition.gaps else grad_log
+            before, grads[half], grad_parameters, own = univariate.undo(
+                halves[half], univariate.split(predicted), grads[half], wanted
             )
+            halves[half] = partition.keep(half, before)
             for name, grad in own.items():
                 tape.add(univariate, name, grad)
-            grads[1 - half] = grads[1 - half] + pull_back(torch.cat(tuple(grad_parameters), 1))
-        return [torch.cat(halves, 1)], [torch.cat(grads, 1)]
+            pulled = pull_back(univariate.join(grad_parameters))
+            grads[1 - half] = grads[1 - half] + partition.keep(1 - half, pulled)
+        return [partition.join(halves)], [partition.join(grads)]
 
     def log_scales(self, x: Tensor, *given: Any) -> Tensor:
         """The log-derivatives applied to x, `(B, channels transformed, ...)`."""
@@ -152,7 +178,7 @@ class Coupling(Bijection):
     def extra_repr(self) -> str:
         """Channels of the halves, and which are transformed."""
         active = "both" if len(self.steps) == 2 else HALVES[self.steps[0]]
-        return f"{self.sizes[0]} | {self.sizes[1]}, active={active!r}"
+        return f"{self.partition.extra_repr()}, active={active!r}"
 
 
 def _total(log_derivatives: list[Tensor]) -> Tensor:
@@ -173,6 +199,8 @@ def _examples() -> list[Example]:
         Example((3, 2, 3), subnet=conv, active="first"),
         Example((3, 2, 2), given=((2, 2, 2), (1, 2, 2)), subnet=conv, limit=0.5),
         Example((2, 2, 3, 2), given=((1, 2, 3, 2),), subnet=conv, clamp="softsign", limit=1.0),
+        Example((5,), given=(2,), subnet=mlp, split="alternating", two_sided=True),
+        Example((1, 3, 2), given=((2, 3, 2),), subnet=conv, split="checkerboard", two_sided=True),
     ]
 
 
@@ -202,10 +230,11 @@ class AffineCoupling(Coupling):
         limit: the bound on the log-scale, at the start where it is learned.
         two_sided: transform both halves, the first half first, with a subnet and a gamma each.
         active: one-sided, the half that is transformed, `"first"` or `"second"`.
+        split: `"halves"`, `"alternating"`, `"checkerboard"` or the channels of the second part, see `fk.Coupling`.
 
     Raises:
         ShapeError: fewer than two channels; a condition of another spatial size; a subnet that does not fit.
-        ConfigError: an unknown clamp or half, a limit that is not positive, a subnet that is not a recipe.
+        ConfigError: an unknown clamp, half or split, a limit that is not positive, a subnet that is not a recipe.
 
     Source: Dinh et al., Density estimation using Real NVP, 2017; two-sided with conditions: Ardizzone et al.,
         Conditional Invertible Neural Networks for Diverse Image-to-Image Translation, 2020.
@@ -225,10 +254,8 @@ class AffineCoupling(Coupling):
         limit: float = 2.0,
         two_sided: bool = False,
         active: str = "second",
+        split: str | Sequence[int] = "halves",
     ):
-        self.clamp, self.limit = clamp, limit  # before the parent's constructor, which calls make_univariate
-        super().__init__(shape, given=given, subnet=subnet, two_sided=two_sided, active=active)
-
-    def make_univariate(self, shape: Shape) -> Affine:
-        """The affine map of an active half, with its clamp."""
-        return Affine(shape, self.clamp, self.limit)
+        self.clamp, self.limit = clamp, limit
+        affine = Affine.recipe(clamp=clamp, limit=limit)
+        super().__init__(shape, given, subnet, affine, two_sided=two_sided, active=active, split=split)

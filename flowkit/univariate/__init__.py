@@ -1,6 +1,16 @@
 """Univariate maps: elementwise monotone maps and their parameters, shared by couplings and autoregressive maps."""
 
-from flowkit.univariate.affine import Affine
-from flowkit.univariate.univariate import Univariate
+from flowkit.univariate.additive import Additive
+from flowkit.univariate.affine import Affine, VolumePreservingAffine
+from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
+from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_univariate
 
-__all__ = ["Affine", "Univariate"]
+__all__ = [
+    "Additive",
+    "Affine",
+    "RationalQuadraticSpline",
+    "Univariate",
+    "UnivariateRecipe",
+    "VolumePreservingAffine",
+    "build_univariate",
+]

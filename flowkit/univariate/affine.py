@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkit.bijection import may_overwrite
 from flowkit.errors import ConfigError
+from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.univariate import Univariate
 
@@ -25,6 +26,7 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     )  # a call of `to` costs even where it does nothing
 
 
+@register("flowkit.affine")
 class Affine(Univariate):
     """y = x exp(s) + t, with a clamped log-scale s = clamp(r); r and t are predicted.
 
@@ -115,3 +117,25 @@ class Affine(Univariate):
     def extra_repr(self) -> str:
         """The clamp and its bound."""
         return f"clamp={self.clamp!r}, limit={self.limit:g}"
+
+
+@register("flowkit.volume_preserving_affine")
+class VolumePreservingAffine(Affine):
+    """y = x exp(s) + t with s = clamp(r) minus its mean over the event: all s of a row sum to 0.
+
+    forward: y = x exp(s) + t, log-derivative s. inverse: x = (y - t) exp(-s), log-derivative -s. The log-scales lie
+    within twice the clamp's bound. Arguments and errors are `fk.Affine`'s.
+
+    Source: Sorrenson et al., Disentanglement by nonlinear ICA with general incompressible-flow networks (GIN), 2020.
+    """
+
+    def log_scale(self, raw: Tensor) -> Tensor:
+        """clamp(r) minus its mean over the event."""
+        s = super().log_scale(raw)
+        return s - s.mean(tuple(range(1, s.dim())), keepdim=True) if s.dim() > 1 else s - s
+
+    def undo(
+        self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor], dict[str, Tensor]]:
+        """By autograd: the mean ties the elements together, so the parent's closed form does not hold."""
+        return Univariate.undo(self, y, parameters, grad_y, grad_log)

@@ -1,28 +1,56 @@
-"""The contract of a univariate map."""
+"""The contract of a univariate map, and the recipes that couplings and autoregressive maps take."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from flowkit.errors import ConfigError
+from flowkit.registry import register
 from flowkit.shapes import Shape
 
 
 class Univariate(nn.Module):
     """An elementwise monotone map y = f(x; p) whose parameters p are predicted, element by element, by a subnet.
 
+    Built as `SomeUnivariate(shape, **config)` for x of event shape `(C, ...)`, or `()`. Where all predicted numbers
+    are 0, as they are at the start, it should be the identity.
+
     Attributes:
-        parameters_per_element: how many predicted tensors of x's shape `forward` takes after x.
+        parameters_per_element: for a map whose parameters are one number each: how many tensors of x's shape `forward`
+            takes after x.
+        parameter_shapes: one entry for each parameter: `()` for one number, which comes with x's shape `(B, C, ...)`;
+            `(K,)` for K numbers, which come as `(B, K, C, ...)`.
+        numbers_per_element: how many numbers are predicted for an element.
+        iterative, tolerance: whether the inverse is found by iteration, and how exactly; see `fk.Bijection`.
     """
 
     parameters_per_element: ClassVar[int]
+    iterative: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 0.0
+
+    parameter_shapes: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
+        if not self.parameter_shapes and hasattr(type(self), "parameters_per_element"):
+            self.parameter_shapes = ((),) * self.parameters_per_element
+
+    @classmethod
+    def recipe(cls, **config: Any) -> UnivariateRecipe:
+        """A recipe of this map with these settings, for the `univariate=` of couplings and autoregressive maps."""
+        return UnivariateRecipe(cls, **config)
+
+    @property
+    def numbers_per_element(self) -> int:
+        """How many numbers are predicted for an element."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes)
 
     def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """`(f(x), log f'(x))`, both of x's shape `(B, C, ...)`, the second float32 or wider."""
@@ -31,6 +59,31 @@ class Univariate(nn.Module):
     def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """`(f^-1(y), log (f^-1)'(y))`."""
         raise NotImplementedError(f"{type(self).__name__} has no inverse")
+
+    def split(self, predicted: Tensor) -> Sequence[Tensor]:
+        """The parameters, as views of the predicted `(B, numbers * C, ...)`: all C values of one number, then the next.
+
+        For x of shape `()` the predicted tensor is `(B, numbers)`.
+        """
+        if not any(self.parameter_shapes):
+            parts: Sequence[Tensor] = predicted.chunk(len(self.parameter_shapes), 1)  # views, not copies
+            return parts if self.shape else [part.squeeze(1) for part in parts]
+        channels = self.shape[0] if self.shape else 1
+        parts = predicted.split_with_sizes([math.prod(each) * channels for each in self.parameter_shapes], 1)
+        apart = [
+            part.unflatten(1, (*each, channels)) if each else part
+            for part, each in zip(parts, self.parameter_shapes, strict=True)
+        ]
+        return apart if self.shape else [part.squeeze(-1) for part in apart]
+
+    def join(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The parameters, or their gradients, as one tensor `(B, numbers * C, ...)`: the inverse of `split`."""
+        if not self.shape:
+            parameters = [part.unsqueeze(-1) for part in parameters]
+        flat = [
+            part.flatten(1, 2) if each else part for part, each in zip(parameters, self.parameter_shapes, strict=True)
+        ]
+        return torch.cat(flat, 1)
 
     def undo(
         self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
@@ -45,13 +98,90 @@ class Univariate(nn.Module):
             grad_y: the gradient of y.
             grad_log: the gradient of the log-derivative, which broadcasts against y.
         """
-        x = self.inverse(y, *parameters)[0].detach().requires_grad_()
-        leaves = [p.detach().requires_grad_() for p in parameters]
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        with torch.enable_grad():
-            out, log_derivative = self.forward(x, *leaves)
-        grads = torch.autograd.grad(
-            (out, log_derivative), [x, *leaves, *own.values()], (grad_y, grad_log.expand_as(log_derivative))
+        x = self.inverse(y, *parameters)[0].detach()
+        names = [name for name, p in self.named_parameters() if p.requires_grad]
+        if torch.compiler.is_compiling():  # autograd.grad cannot be traced
+            primals = (x, *parameters, *self._own(names))
+            vjp: Any = torch.func.vjp  # its type admits a third part
+            (out, log_derivative), pull_back = vjp(self._functional(names), *primals)
+            grads = pull_back((grad_y, grad_log.expand_as(log_derivative)))
+        else:
+            leaves = [each.detach().requires_grad_() for each in (x, *parameters)]
+            with torch.enable_grad():
+                out, log_derivative = self.forward(*leaves)
+            pulled = [(out, grad_y), (log_derivative, grad_log.expand_as(log_derivative))]
+            outputs, upstream = zip(*[pair for pair in pulled if pair[0].requires_grad], strict=True)
+            grads = torch.autograd.grad(outputs, [*leaves, *self._own(names)], upstream, materialize_grads=True)
+        count = 1 + len(parameters)
+        return x, grads[0], grads[1:count], dict(zip(names, grads[count:], strict=True))
+
+    def _own(self, names: Sequence[str]) -> list[Tensor]:
+        return [self.get_parameter(name) for name in names]
+
+    def _functional(self, names: Sequence[str]) -> Any:
+        def run(x: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+            count = len(values) - len(names)
+            own = dict(zip(names, values[count:], strict=True))
+            return torch.func.functional_call(self, own, (x, *values[:count]))
+
+        return run
+
+
+@register("flowkit.univariate_recipe")
+class UnivariateRecipe:
+    """A univariate map and its settings, without a shape: what couplings and autoregressive maps build theirs from.
+
+    Args:
+        univariate: a class of `fk.Univariate`; registered, so that files can hold it.
+        config: its settings by name.
+
+    Raises:
+        ConfigError: no such class, or a setting that it does not have.
+
+    >>> from flowkit.univariate import Affine
+    >>> Affine.recipe(clamp="atan")
+    Affine.recipe(clamp='atan')
+    """
+
+    def __init__(self, univariate: type[Univariate], **config: Any):
+        if not (inspect.isclass(univariate) and issubclass(univariate, Univariate)):
+            raise ConfigError(f"a univariate recipe needs a class of fk.Univariate, got {univariate!r}")
+        known = list(inspect.signature(univariate).parameters)[1:]
+        if unknown := [name for name in config if name not in known]:
+            raise ConfigError(
+                f"{univariate.__name__} has no setting '{unknown[0]}'; it has {', '.join(known) or 'none'}"
+            )
+        self.univariate, self.config = univariate, config
+
+    def __call__(self, shape: Shape) -> Univariate:
+        """The map for elements of this event shape."""
+        return self.univariate(shape, **self.config)
+
+    def __repr__(self) -> str:
+        return f"{self.univariate.__name__}.recipe({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, UnivariateRecipe)
+            and self.univariate is other.univariate
+            and repr(self.config) == repr(other.config)
         )
-        count = 1 + len(leaves)
-        return x.detach(), grads[0], grads[1:count], dict(zip(own, grads[count:], strict=True))
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def build_univariate(owner: str, recipe: Any, shape: Shape) -> Univariate:
+    """The univariate map that a recipe, or a bare class, makes for this event shape.
+
+    Raises:
+        ConfigError: neither a recipe nor a class of univariate maps.
+    """
+    if inspect.isclass(recipe) and issubclass(recipe, Univariate):
+        return recipe(shape)
+    if not isinstance(recipe, UnivariateRecipe):
+        raise ConfigError(
+            f"{owner}: univariate must be a class of fk.Univariate or its recipe, such as fk.Affine.recipe(), "
+            f"got {recipe!r}"
+        )
+    return recipe(shape)

@@ -151,9 +151,47 @@ def test_another_univariate_is_one_subclass(redraw, arguments, log_abs_det):
     assert b.subnets[1].rest[-1].weight.shape[0] == 2
 
 
-def test_the_abstract_class_says_what_is_missing():
-    with pytest.raises(NotImplementedError, match="Coupling has no make_univariate"):
-        fk.Coupling((4,))
+def test_what_is_no_univariate_map_is_refused():
+    with pytest.raises(fk.ConfigError, match=r"Coupling: univariate must be a class of fk.Univariate or its recipe"):
+        fk.Coupling((4,), univariate="affine")
+    with pytest.raises(fk.ConfigError, match="Affine has no setting 'clump'; it has clamp, limit"):
+        fk.Affine.recipe(clump="atan")
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("quarters", "split must be one of halves, alternating, checkerboard or the channels"),
+        ((), "at least one"),
+        ((0, 4), "channels from 0 to 3"),
+        ((1, 1), "each channel once"),
+        ((0, 1, 2, 3), "leave at least one out"),
+    ],
+)
+def test_a_split_that_is_none_is_refused(split, message):
+    with pytest.raises(fk.ConfigError, match=message):
+        fk.Coupling((4,), split=split)
+
+
+def test_a_split_leaves_the_passive_part_alone(redraw):
+    x = torch.randn(3, 5)
+    for split, passive in (("alternating", [0, 2, 4]), ((0, 3), [1, 2, 4])):
+        b = redraw(fk.AffineCoupling((5,), subnet=MLP, split=split))
+        changed = (b(x)[0] != x).all(0)
+        assert [i for i in range(5) if not changed[i]] == passive
+    board = redraw(fk.AffineCoupling((1, 3, 4), subnet=fk.ConvNet(hidden=3, activation="silu"), split="checkerboard"))
+    m = torch.randn(3, 1, 3, 4)
+    changed = (board(m)[0] != m).all(0)[0]
+    assert torch.equal(changed, (torch.arange(3)[:, None] + torch.arange(4)) % 2 == 1)
+
+
+def test_additive_and_gin_keep_the_volume(redraw, arguments, log_abs_det):
+    for b in (fk.AdditiveCoupling((4,), subnet=MLP), fk.GINCoupling((5,), subnet=MLP, two_sided=True)):
+        inputs, _ = arguments(redraw(b))
+        assert not torch.allclose(b(*inputs)[0], inputs[0])
+        torch.testing.assert_close(log_abs_det(b, inputs, ()), torch.zeros(len(inputs[0])), atol=1e-10, rtol=0)
+    with pytest.raises(fk.ConfigError, match="leaves gaps in the mean log-scale"):
+        fk.GINCoupling((2, 4, 4), split="checkerboard")
 
 
 @pytest.mark.parametrize("shape", [(), 1, (1, 8, 8)])

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
+
+import flowkit as fk
+from flowkit.univariate import build_univariate
+
+
+def drawn(bins=5, shape=(3,), rows=64, scale=2.0, **config):
+    spline = fk.RationalQuadraticSpline(shape, bins=bins, **config)
+    channels = shape[0] if shape else 1
+    predicted = scale * torch.randn(rows, spline.numbers_per_element * channels, *shape[1:])
+    return spline, spline.split(predicted)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_equals_nflows(inverse):
+    spline, (widths, heights, derivatives) = drawn()
+    x = 5 * torch.randn(64, 3)
+    last = [p.movedim(1, -1) for p in (widths, heights, derivatives + spline.offset)]
+    theirs = unconstrained_rational_quadratic_spline(x, *last, inverse=inverse, tail_bound=3.0)
+    ours = (spline.inverse if inverse else spline)(x, widths, heights, derivatives)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2)])
+@pytest.mark.parametrize("bins", [2, 9])
+def test_round_trip_and_derivative(bins, shape):
+    spline, parameters = drawn(bins, shape)
+    x = (2 * torch.randn(64, *shape)).requires_grad_()
+    y, log_derivative = spline(x, *parameters)
+    torch.testing.assert_close(log_derivative, torch.autograd.grad(y.sum(), x)[0].log(), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(spline.inverse(y, *parameters), (x, -log_derivative), atol=1e-8, rtol=1e-8)
+
+
+def test_gradients():
+    spline, parameters = drawn(3, (2,), rows=3, scale=1.0)
+    leaves = [torch.randn(3, 2), *parameters]
+    leaves = [each.detach().clone().requires_grad_() for each in leaves]
+    assert torch.autograd.gradcheck(spline, leaves)
+    assert torch.autograd.gradcheck(spline.inverse, leaves)
+
+
+def test_float32_on_knots_in_tails_and_with_the_smallest_bins():
+    spline, parameters = drawn(8, (1,), rows=1, scale=0.0)
+    extreme = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    extreme[0][:, 0], extreme[1][:, -1] = 50.0, 50.0  # all but one bin as narrow, or as low, as may be
+    knots = spline._knots(extreme[0]).flatten().float()
+    x = torch.cat((knots, torch.tensor([-1e6, 1e6, -3.0000002, 3.0000002, 2.9999998]))).float()[:, None]
+    rows = [p.expand(len(x), *p.shape[1:]) for p in extreme]
+    y, log_derivative = spline(x, *rows)
+    back, minus = spline.inverse(y, *rows)
+    for each in (y, log_derivative, back, minus):
+        assert each.isfinite().all()
+        assert each.dtype == torch.float32
+    assert (y[x.flatten().argsort()].diff(dim=0) >= 0).all()
+    assert y[len(knots)].item() == -1e6
+    assert log_derivative[len(knots) : len(knots) + 4].abs().max() == 0
+    assert (back - x).abs().max() < 1e-3  # a slope of 1e-3 magnifies rounding a thousandfold
+
+
+@pytest.mark.parametrize("bins", [2, 4])
+def test_density_integrates_to_one(bins):
+    spline, parameters = drawn(bins, (1,), rows=1)
+    x = torch.linspace(-9, 9, 400001)[:, None]  # its kinks at the knots cost the trapezoid rule its order
+    y, log_derivative = spline(x, *[p.expand(len(x), *p.shape[1:]) for p in parameters])
+    density = (torch.distributions.Normal(0.0, 1.0).log_prob(y) + log_derivative).exp().flatten()
+    assert torch.trapezoid(density, x.flatten()).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"bins": 1}, "bins must be an int of at least 2, got 1"),
+        ({"bins": 2.5}, "bins must be an int"),
+        ({"bound": -1.0}, "bound must be positive and finite, got -1.0"),
+        ({"bins": 10, "min_bin": 0.1}, "min_bin must be above 0 and below 1 / bins = 0.1"),
+        ({"min_derivative": 1.0}, "min_derivative must be above 0 and below 1"),
+    ],
+)
+def test_refusals(config, message):
+    with pytest.raises(fk.ConfigError, match=message):
+        fk.RationalQuadraticSpline((2,), **config)
+
+
+def test_a_recipe_is_compared_by_what_it_makes():
+    recipe = fk.RationalQuadraticSpline.recipe(bins=4)
+    assert recipe == fk.RationalQuadraticSpline.recipe(bins=4) != fk.RationalQuadraticSpline.recipe(bins=5)
+    assert build_univariate("Coupling", recipe, (3,)).bins == 4
+    assert len({recipe, fk.RationalQuadraticSpline.recipe(bins=4)}) == 1
+
+
+def test_a_coupling_with_any_univariate_goes_to_a_file_and_back(tmp_path):
+    graph = fk.Graph()
+    x = graph.input("x", (4,))
+    x = graph.add(fk.Coupling, x, univariate=fk.RationalQuadraticSpline.recipe(bins=3), split=(0, 2))
+    x = graph.add(fk.Coupling, x, univariate=fk.Additive)
+    graph.output("z", x)
+    flow = fk.Flow(graph)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.normal_()
+    fk.save(flow, tmp_path / "flow.safetensors")
+    data = torch.randn(3, 4)
+    assert torch.equal(fk.load(tmp_path / "flow.safetensors").log_prob(data), flow.log_prob(data))
