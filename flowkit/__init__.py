@@ -91,11 +91,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'flowkit' has no attribute '{name}'")
     home = _HOME[name]
-    value = (
-        importlib.import_module(f"flowkit.{name}")
-        if home == "flowkit"
-        else getattr(importlib.import_module(home), name)
-    )
+    module = importlib.import_module(f"flowkit.{name}" if home == "flowkit" else home)
+    value = module if home == "flowkit" else getattr(module, name)
     globals()[name] = value
     return value
 

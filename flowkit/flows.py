@@ -130,11 +130,11 @@ def glow(
     clamp: str | None = "tanh",
     limit: float = 1.0,
 ) -> Flow:
-    """Glow on multi-scale images: at each level a squeeze, then `layers` of ActNorm, 1x1 convolution and affine coupling.
+    """Glow on multi-scale images: a level is a squeeze, then `layers` of ActNorm, 1x1 convolution, affine coupling.
 
     After each level but the last, half of the channels become a latent of their own, `z1`, `z2`, ...; the last is `z`.
-    Call `flow.initialize(x)` once before training: ActNorm takes its start from data. Vectors as conditions become maps,
-    maps are resized to each level.
+    Call `flow.initialize(x)` once before training: ActNorm takes its start from data. Vectors as conditions become
+    maps, maps are resized to each level.
 
     Args:
         features: `(C, H, W)`; H and W must be divisible by 2 to the power of `levels`.
@@ -175,7 +175,7 @@ def glow(
                 clamp=clamp,
                 limit=limit,
                 active=SIDES[layer % 2],
-                **({"given": given} if given else {}),
+                **_given(given),
             )
         if level < levels:
             half = x.shape[0] // 2
@@ -204,7 +204,7 @@ def _chain(
     graph = Graph()
     wires = _conditions(graph, condition)
     x = graph.input("x", shape)
-    given = {"given": [_at_size(graph, wire, shape) for wire in wires]} if wires else {}
+    given = _given([_at_size(graph, wire, shape) for wire in wires])
     for layer in range(layers):
         if between is not None:
             x = between(graph, x)
@@ -223,6 +223,10 @@ def _conditions(graph: Graph, condition: Condition) -> list[Wire]:
         return []
     named = condition if isinstance(condition, Mapping) else {"y": condition}
     return [graph.condition(name, as_shape(shape)) for name, shape in named.items()]
+
+
+def _given(wires: list[Wire]) -> dict[str, Any]:
+    return {"given": wires} if wires else {}
 
 
 def _at_size(graph: Graph, wire: Wire, shape: Shape) -> Wire:
