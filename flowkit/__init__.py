@@ -49,7 +49,17 @@ _MODULES = {
         "Transpose",
     ),
     "flowkit.compilation": ("compile",),
-    "flowkit.distributions": ("Base", "DiagonalNormal", "StandardNormal"),
+    "flowkit.distributions": (
+        "Base",
+        "ClassConditional",
+        "DiagonalNormal",
+        "FullNormal",
+        "GaussianMixture",
+        "Laplace",
+        "StandardNormal",
+        "StudentT",
+        "Uniform",
+    ),
     "flowkit.errors": (
         "BackpropError",
         "BudgetWarning",
@@ -140,7 +150,17 @@ if TYPE_CHECKING:
         Transpose,
     )
     from flowkit.compilation import compile
-    from flowkit.distributions import Base, DiagonalNormal, StandardNormal
+    from flowkit.distributions import (
+        Base,
+        ClassConditional,
+        DiagonalNormal,
+        FullNormal,
+        GaussianMixture,
+        Laplace,
+        StandardNormal,
+        StudentT,
+        Uniform,
+    )
     from flowkit.errors import (
         BackpropError,
         BudgetWarning,

@@ -1,4 +1,4 @@
-"""Base distributions: what the latent is distributed as. Modules, so trained, moved and saved with the flow."""
+"""Normal base distributions."""
 
 from __future__ import annotations
 
@@ -9,48 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.errors import ConfigError, ShapeError
+from flowkit.distributions.base import Base, Parametrized
+from flowkit.errors import ShapeError
 from flowkit.registry import register
-from flowkit.shapes import as_shapes
 from flowkit.subnets import MLP, build_subnet
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class Base(nn.Module):
-    """A distribution of the flat latent z `(..., D)`, conditional or not.
-
-    Implementing one: `log_prob` and `sample` below; `condition_shapes` where it is conditional, which the flow fills
-    from the wires that `fk.Flow(graph, base=..., base_given=...)` names. Temperature scales z about the base's
-    location; log-probabilities are always those of the untempered distribution.
-
-    Args:
-        dim: D.
-        given: event shapes of its conditions.
-    """
-
-    def __init__(self, dim: int, given: int | Sequence = ()):
-        super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ConfigError(f"{type(self).__name__} needs a positive number of dimensions, got {dim!r}")
-        self.dim = dim
-        self.condition_shapes = as_shapes(given)
-
-    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
-        """Log-density of z `(..., D)`, `(...)`; the conditions' leading dimensions broadcast against z's."""
-        raise NotImplementedError(f"{type(self).__name__} has no log_prob")
-
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
-        """`(*shape, D)`, differentiable in the base's parameters; the conditions broadcast against `shape`."""
-        raise NotImplementedError(f"{type(self).__name__} has no sample")
-
-    def log_prob_of_parts(self, parts: Sequence[Tensor], *conditions: Tensor) -> Tensor:
-        """Log-density of a latent that lies in several tensors `(..., D_i)`; override where no flat copy is needed."""
-        return self.log_prob(parts[0] if len(parts) == 1 else torch.cat(list(parts), -1), *conditions)
-
-    def extra_repr(self) -> str:
-        """The number of dimensions, and the conditions."""
-        return f"{self.dim}" + (f", given={self.condition_shapes}" if self.condition_shapes else "")
 
 
 @register("flowkit.standard_normal")
@@ -130,3 +94,52 @@ class DiagonalNormal(Base):
         loc, log_scale = self._moments(conditions)
         noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
         return loc + log_scale.exp() * noise * temperature
+
+
+@register("flowkit.full_normal")
+class FullNormal(Parametrized):
+    """z ~ N(mu, L L^T), with mu and the lower triangle L learned, or predicted from the conditions.
+
+    log p(z) = -|L^-1 (z - mu)|^2 / 2 - sum(log diagonal of L) - D log(2 pi) / 2. The diagonal of L is an exponential,
+    so the covariance cannot become singular. It starts as the standard normal. The cost is D^2 for each z. Temperature
+    scales z about mu.
+
+    Args:
+        dim: D.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net that predicts the D + D (D + 1) / 2 numbers, `fk.MLP` by default.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+        ConfigError: a subnet without conditions.
+
+    >>> FullNormal(2, given=3).log_prob(torch.zeros(5, 2), torch.zeros(5, 3)).shape
+    torch.Size([5])
+    """
+
+    places: Tensor
+
+    def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
+        super().__init__(dim, torch.zeros(2 * dim + dim * (dim - 1) // 2), given, subnet)
+        rows, columns = torch.tril_indices(dim, dim, -1)
+        self.register_buffer("places", rows * dim + columns, persistent=False)  # of the triangle, in the flat matrix
+
+    def _moments(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """mu, the log of L's diagonal, and L."""
+        dim = self.dim
+        loc, log_diagonal, below = self.predicted(conditions).split([dim, dim, dim * (dim - 1) // 2], -1)
+        flat = log_diagonal.exp().diag_embed().flatten(-2)
+        factor = flat.scatter(-1, self.places.expand(below.shape), below)
+        return loc, log_diagonal, factor.unflatten(-1, (dim, dim))
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class."""
+        loc, log_diagonal, factor = self._moments(conditions)
+        whitened = torch.linalg.solve_triangular(factor, (z - loc).unsqueeze(-1), upper=False).squeeze(-1)
+        return -0.5 * whitened.square().sum(-1) - log_diagonal.sum(-1) - self.dim * LOG_SQRT_2PI
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """mu + L times standard normal numbers times the temperature."""
+        loc, _, factor = self._moments(conditions)
+        noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
+        return loc + (factor @ noise.unsqueeze(-1)).squeeze(-1) * temperature

@@ -1,0 +1,90 @@
+"""The contract of a base distribution, and what those with predicted parameters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import ConfigError, ShapeError
+from flowkit.shapes import as_shapes
+from flowkit.subnets import MLP, build_subnet
+
+
+class Base(nn.Module):
+    """A distribution of the flat latent z `(..., D)`, conditional or not.
+
+    Implementing one: `log_prob` and `sample` below; `condition_shapes` where it is conditional, which the flow fills
+    from the wires that `fk.Flow(graph, base=..., base_given=...)` names. Temperature scales z about the base's
+    location; log-probabilities are always those of the untempered distribution.
+
+    Args:
+        dim: D.
+        given: event shapes of its conditions.
+    """
+
+    def __init__(self, dim: int, given: int | Sequence = ()):
+        super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ConfigError(f"{type(self).__name__} needs a positive number of dimensions, got {dim!r}")
+        self.dim = dim
+        self.condition_shapes = as_shapes(given)
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """Log-density of z `(..., D)`, `(...)`; the conditions' leading dimensions broadcast against z's."""
+        raise NotImplementedError(f"{type(self).__name__} has no log_prob")
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """`(*shape, D)`, differentiable in the base's parameters; the conditions broadcast against `shape`."""
+        raise NotImplementedError(f"{type(self).__name__} has no sample")
+
+    def log_prob_of_parts(self, parts: Sequence[Tensor], *conditions: Tensor) -> Tensor:
+        """Log-density of a latent that lies in several tensors `(..., D_i)`; override where no flat copy is needed."""
+        return self.log_prob(parts[0] if len(parts) == 1 else torch.cat(list(parts), -1), *conditions)
+
+    def extra_repr(self) -> str:
+        """The number of dimensions, and the conditions."""
+        return f"{self.dim}" + (f", given={self.condition_shapes}" if self.condition_shapes else "")
+
+
+class Parametrized(Base):
+    """A base whose numbers are learned, or learned plus what a subnet predicts from the conditions: abstract.
+
+    Without conditions they are the parameter `numbers`; with conditions a subnet, whose last layer starts at zero,
+    adds to it, so that a conditional base starts as the unconditional one.
+
+    Args:
+        dim: D.
+        start: the numbers at the start, `(N,)`.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net, `fk.MLP` by default.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+    """
+
+    def __init__(self, dim: int, start: Tensor, given: int | Sequence = (), subnet: Callable | None = None):
+        super().__init__(dim, given)
+        name = type(self).__name__
+        if any(len(shape) != 1 for shape in self.condition_shapes):
+            raise ShapeError(f"{name} takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()")
+        if subnet is not None and not self.condition_shapes:
+            raise ConfigError(f"{name}: a subnet needs conditions to predict from, got {subnet!r} and none")
+        self.numbers = nn.Parameter(start.to(torch.get_default_dtype()))
+        self.net: Any = None
+        if self.condition_shapes:
+            width = sum(shape[0] for shape in self.condition_shapes)
+            self.net = build_subnet(subnet if subnet is not None else MLP(), (width,), (), len(start))
+
+    def predicted(self, conditions: tuple[Tensor, ...]) -> Tensor:
+        """The numbers, `(..., N)`, float32 or wider."""
+        if self.net is None:
+            return self.numbers
+        lead = torch.broadcast_shapes(*[c.shape[:-1] for c in conditions])
+        flat = torch.cat([c.expand(*lead, c.shape[-1]) for c in conditions], -1)
+        added = self.net(flat.reshape(-1, flat.shape[-1]))
+        # Wide before anything is drawn or summed: under autocast the net may give half precision.
+        wide = added.to(torch.float64 if added.dtype == torch.float64 else torch.float32)
+        return self.numbers + wide.reshape(*lead, len(self.numbers))

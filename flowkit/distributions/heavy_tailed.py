@@ -1,0 +1,159 @@
+"""Base distributions of independent elements other than normal: Laplace, Student-t, uniform on a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+from flowkit.distributions.base import Base, Parametrized
+from flowkit.errors import ConfigError
+from flowkit.registry import register
+
+
+class LocationScale(Parametrized):
+    """z = loc + exp(log_scale) u with independent elements u of a standard law: abstract.
+
+    A subclass has `standard_log_density(u)`, element by element, and `standard_noise(like)`.
+    """
+
+    def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
+        super().__init__(dim, torch.zeros(2 * dim), given, subnet)
+
+    def standard_log_density(self, u: Tensor) -> Tensor:
+        """Of each element of u."""
+        raise NotImplementedError(f"{type(self).__name__} has no standard_log_density")
+
+    def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Draws of this shape, in like's dtype, on its device."""
+        raise NotImplementedError(f"{type(self).__name__} has no standard_noise")
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class."""
+        loc, log_scale = self.predicted(conditions).chunk(2, -1)
+        return (self.standard_log_density((z - loc) * (-log_scale).exp()) - log_scale).sum(-1)
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """The location plus scale times noise times the temperature."""
+        loc, log_scale = self.predicted(conditions).chunk(2, -1)
+        return loc + log_scale.exp() * self.standard_noise((*shape, self.dim), loc) * temperature
+
+
+@register("flowkit.laplace")
+class Laplace(LocationScale):
+    """Independent Laplace elements: log p(z) = -sum(abs(z - loc) / scale + log(2 scale)).
+
+    loc and log scale are learned, or predicted from the conditions; they start at 0. Temperature scales z about loc.
+
+    Args:
+        dim: D.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net that predicts, `fk.MLP` by default.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+        ConfigError: a subnet without conditions.
+
+    >>> round(Laplace(1).log_prob(torch.zeros(1, 1)).item(), 4)
+    -0.6931
+    """
+
+    def standard_log_density(self, u: Tensor) -> Tensor:
+        """-abs(u) - log 2."""
+        return -u.abs() - math.log(2)
+
+    def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """The difference of two exponential draws."""
+        draws = torch.empty(2, *shape, dtype=like.dtype, device=like.device).exponential_()
+        return draws[0] - draws[1]
+
+
+@register("flowkit.student_t")
+class StudentT(LocationScale):
+    """Independent Student-t elements of fixed degrees of freedom, for data with heavy tails.
+
+    log p(z) = sum(log t_df((z - loc) / scale) - log scale). loc and log scale are learned, or predicted from the
+    conditions; they start at 0. Temperature scales z about loc.
+
+    Args:
+        dim: D.
+        df: degrees of freedom, above 0; the variance is infinite up to 2.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net that predicts, `fk.MLP` by default.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+        ConfigError: df is not positive and finite; a subnet without conditions.
+
+    Source: Jaini et al., Tails of Lipschitz triangular flows, 2020.
+
+    >>> StudentT(3, df=4.0).sample((5,)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, dim: int, df: float = 5.0, given: int | Sequence = (), subnet: Callable | None = None):
+        super().__init__(dim, given, subnet)
+        if not 0 < df < math.inf:
+            raise ConfigError(f"StudentT: df, the degrees of freedom, must be positive and finite, got {df!r}")
+        self.df = float(df)
+        self.log_normalizer = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(math.pi * df)
+
+    def standard_log_density(self, u: Tensor) -> Tensor:
+        """log of the density of Student's t."""
+        return self.log_normalizer - 0.5 * (self.df + 1) * (u.square() / self.df).log1p()
+
+    def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A normal draw over the root of a chi-square draw by its degrees."""
+        normal = torch.randn(*shape, dtype=like.dtype, device=like.device)
+        chi_square = 2 * torch._standard_gamma(torch.full_like(normal, self.df / 2))
+        return normal * (self.df / chi_square).sqrt()
+
+    def extra_repr(self) -> str:
+        """D, the conditions, and the degrees of freedom."""
+        return f"{super().extra_repr()}, df={self.df:g}"
+
+
+@register("flowkit.uniform")
+class Uniform(Base):
+    """Uniform on the box [low, high]: log p(z) = -sum(log(high - low)) within it, minus infinity outside.
+
+    It has no parameters. Temperature scales z about the middle of the box.
+
+    Args:
+        dim: D.
+        low, high: a number, or D of them, low below high.
+
+    Raises:
+        ConfigError: bounds that are not finite, of another number, or reversed.
+
+    >>> Uniform(2, low=-1.0, high=1.0).log_prob(torch.zeros(1, 2)).exp().item()
+    0.25
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, dim: int, low: float | Sequence[float] = 0.0, high: float | Sequence[float] = 1.0):
+        super().__init__(dim)
+        bounds = [torch.as_tensor(each, dtype=torch.get_default_dtype()) for each in (low, high)]
+        if any(bound.dim() > 1 or bound.numel() not in (1, dim) for bound in bounds):
+            raise ConfigError(f"Uniform: low and high must be a number or {dim} of them, got {low!r} and {high!r}")
+        low_, high_ = (each.expand(dim).clone() for each in broadcast_all(*bounds))
+        if not (low_.isfinite().all() and high_.isfinite().all() and (low_ < high_).all()):
+            raise ConfigError(f"Uniform: low must be below high, both finite, got {low!r} and {high!r}")
+        self.register_buffer("low", low_)
+        self.register_buffer("high", high_)
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class; NaN where z is."""
+        inside = ((z >= self.low) & (z <= self.high)).all(-1)
+        log_density = -(self.high - self.low).log().sum() + 0 * z.sum(-1)
+        return torch.where(inside | z.isnan().any(-1), log_density, -math.inf)
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """Uniform draws, scaled by the temperature about the middle."""
+        u = torch.rand(*shape, self.dim, dtype=self.low.dtype, device=self.low.device) - 0.5
+        return (self.low + self.high) / 2 + u * (self.high - self.low) * temperature

@@ -1,0 +1,137 @@
+"""Mixtures: of diagonal normals with learned weights, and one normal for each class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.distributions.base import Base, Parametrized
+from flowkit.errors import ConfigError, ShapeError
+from flowkit.registry import register
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@register("flowkit.gaussian_mixture")
+class GaussianMixture(Parametrized):
+    """z ~ sum_k w_k N(mu_k, diag(sigma_k^2)), with weights, means and scales learned, or predicted from the conditions.
+
+    log p(z) = logsumexp_k(log w_k + log N(z; mu_k, sigma_k)). The weights start equal, the scales at 1, the means are
+    drawn from N(0, spread^2) by torch's generator. A sample is differentiable in the mean and scale of its component,
+    not in the weights. Temperature scales z about the mean of its component.
+
+    Args:
+        dim: D.
+        components: K, at least 1.
+        spread: the standard deviation of the means at the start.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net that predicts the K (2 D + 1) numbers, `fk.MLP` by default.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+        ConfigError: components below 1, a spread that is negative or not finite; a subnet without conditions.
+
+    >>> GaussianMixture(2, components=5).sample((3,)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        components: int = 8,
+        spread: float = 1.0,
+        given: int | Sequence = (),
+        subnet: Callable | None = None,
+    ):
+        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+            raise ConfigError(f"GaussianMixture: components must be an int of at least 1, got {components!r}")
+        if not 0 <= spread < math.inf:
+            raise ConfigError(f"GaussianMixture: spread must be at least 0 and finite, got {spread!r}")
+        means = spread * torch.randn(components * dim)
+        super().__init__(dim, torch.cat((torch.zeros(components), means, torch.zeros_like(means))), given, subnet)
+        self.components = components
+
+    def _parts(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """log weights `(..., K)`, means and log scales `(..., K, D)`."""
+        k, dim = self.components, self.dim
+        raw, means, log_scales = self.predicted(conditions).split([k, k * dim, k * dim], -1)
+        return raw.log_softmax(-1), means.unflatten(-1, (k, dim)), log_scales.unflatten(-1, (k, dim))
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class."""
+        log_weights, means, log_scales = self._parts(conditions)
+        whitened = (z.unsqueeze(-2) - means) * (-log_scales).exp()
+        each = (-0.5 * whitened.square() - log_scales).sum(-1) - self.dim * LOG_SQRT_2PI
+        return (log_weights + each).logsumexp(-1)
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """A component by its weight, then its normal."""
+        log_weights, means, log_scales = self._parts(conditions)
+        noise = torch.randn(*shape, self.dim, dtype=means.dtype, device=means.device)
+        # The largest of weight plus Gumbel noise falls on a component with its probability, at any leading shape.
+        gumbel = -torch.empty(*shape, self.components, dtype=means.dtype, device=means.device).exponential_().log()
+        chosen = (log_weights.detach() + gumbel).argmax(-1)[..., None, None].expand(*shape, 1, self.dim)
+        full = (*shape, self.components, self.dim)
+        mean, log_scale = (each.expand(full).gather(-2, chosen).squeeze(-2) for each in (means, log_scales))
+        return mean + log_scale.exp() * noise * temperature
+
+    def extra_repr(self) -> str:
+        """D, the conditions, and K."""
+        return f"{super().extra_repr()}, components={self.components}"
+
+
+@register("flowkit.class_conditional")
+class ClassConditional(Base):
+    """One diagonal normal for each class, chosen by a one-hot condition: z ~ N(mu_c, diag(sigma_c^2)).
+
+    log p(z | c) = -sum(((z - mu_c) / sigma_c)^2 / 2 + log sigma_c) - D log(2 pi) / 2. Means are drawn from
+    N(0, spread^2) at the start, scales are 1; a flow with this base classifies by p(z | c). Temperature scales z about mu_c. For a
+    condition that is a mixture of classes, means and log scales are mixed.
+
+    Args:
+        dim: D.
+        given: the shape of the condition, `(classes,)`: a one-hot vector, see `fk.OneHot`.
+        spread: the standard deviation of the means at the start.
+
+    Raises:
+        ShapeError: not one condition that is a vector.
+        ConfigError: a spread that is negative or not finite.
+
+    Source: Izmailov et al., Semi-supervised learning with normalizing flows, 2020; Ardizzone et al., Training
+        normalizing flows with the information bottleneck, 2020.
+
+    >>> ClassConditional(2, given=10).log_prob(torch.zeros(5, 2), torch.eye(10)[:5]).shape
+    torch.Size([5])
+    """
+
+    def __init__(self, dim: int, given: int | Sequence = (), spread: float = 1.0):
+        super().__init__(dim, given)
+        if len(self.condition_shapes) != 1 or len(self.condition_shapes[0]) != 1:
+            raise ShapeError(
+                f"ClassConditional takes one condition (classes,), a one-hot vector as fk.OneHot(n) gives, got "
+                f"{self.condition_shapes or 'none'}"
+            )
+        if not 0 <= spread < math.inf:
+            raise ConfigError(f"ClassConditional: spread must be at least 0 and finite, got {spread!r}")
+        classes = self.condition_shapes[0][0]
+        self.means = nn.Parameter(spread * torch.randn(classes, dim))
+        self.log_scales = nn.Parameter(torch.zeros(classes, dim))
+
+    def _moments(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        wide = one_hot.to(self.means.dtype)
+        return wide @ self.means, wide @ self.log_scales
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class."""
+        loc, log_scale = self._moments(conditions[0])
+        whitened = (z - loc) * (-log_scale).exp()
+        return (-0.5 * whitened.square() - log_scale).sum(-1) - self.dim * LOG_SQRT_2PI
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """mu_c + sigma_c times standard normal numbers times the temperature."""
+        loc, log_scale = self._moments(conditions[0])
+        noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
+        return loc + log_scale.exp() * noise * temperature

@@ -1,0 +1,165 @@
+"""Every registered base: against torch.distributions, integrated, sampled, tempered, moved, saved."""
+
+import math
+
+import pytest
+import torch
+from torch import distributions as td
+
+import flowkit as fk
+from flowkit.distributions import Base
+
+MLP = fk.MLP(hidden=6, activation="silu", zero_last=False)
+BASES = {
+    "StandardNormal": lambda d: fk.StandardNormal(d),
+    "DiagonalNormal": lambda d: fk.DiagonalNormal(d),
+    "DiagonalNormal given": lambda d: fk.DiagonalNormal(d, given=2, subnet=MLP),
+    "FullNormal": lambda d: fk.FullNormal(d),
+    "FullNormal given": lambda d: fk.FullNormal(d, given=((2,), (1,)), subnet=MLP),
+    "Laplace": lambda d: fk.Laplace(d),
+    "Laplace given": lambda d: fk.Laplace(d, given=2, subnet=MLP),
+    "StudentT": lambda d: fk.StudentT(d, df=6.0),
+    "Uniform": lambda d: fk.Uniform(d, low=-1.0, high=[2.0] * d),
+    "GaussianMixture": lambda d: fk.GaussianMixture(d, components=3),
+    "GaussianMixture given": lambda d: fk.GaussianMixture(d, components=2, given=2, subnet=MLP),
+    "ClassConditional": lambda d: fk.ClassConditional(d, given=3),
+}
+every = pytest.mark.parametrize("name", BASES)
+
+
+def drawn(name, dim):
+    base = BASES[name](dim)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    conditions = [torch.randn(s) for s in base.condition_shapes]
+    if name == "ClassConditional":
+        conditions = [torch.eye(3)[1]]
+    return base, conditions
+
+
+def test_every_registered_base_is_here():
+    things = fk.registered("flowkit").values()
+    classes = {thing.__name__ for thing in things if isinstance(thing, type) and issubclass(thing, Base)}
+    assert classes == {name.split()[0] for name in BASES}
+
+
+@every
+def test_density_integrates_to_one(name):
+    base, conditions = drawn(name, 2)
+    grid = torch.linspace(-1, 1, 401)
+    grid = 40 * grid * grid.square()  # dense in the middle, wide enough for heavy tails
+    weights = (grid[2:] - grid[:-2]) / 2
+    points = torch.cartesian_prod(grid[1:-1], grid[1:-1])
+    with torch.no_grad():
+        density = base.log_prob(points, *conditions).exp().reshape(399, 399)
+    total = (density * weights[:, None] * weights).sum().item()
+    assert total == pytest.approx(1, abs=0.02 if name == "Uniform" else 2e-3)  # a box's edges fall between grid points
+
+
+@every
+def test_samples_have_the_density(name):
+    """The sampled share of a box is its integrated density; 4 standard errors, a false alarm once in 16,000."""
+    base, conditions = drawn(name, 1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        z = base.sample((40_000,), *conditions)
+        grid = torch.linspace(-0.3, 0.9, 4001)
+        share = torch.trapezoid(base.log_prob(grid[:, None], *conditions).exp(), grid).item()
+    seen = ((z > -0.3) & (z < 0.9)).double().mean().item()
+    assert abs(seen - share) < 4 * math.sqrt(share * (1 - share) / 40_000)
+
+
+@every
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3), (0,)])
+def test_shapes_and_broadcasting(name, lead):
+    base, conditions = drawn(name, 3)
+    many = [c.expand(*lead, *c.shape) for c in conditions]
+    z = base.sample(lead, *conditions)
+    assert z.shape == (*lead, 3)
+    assert base.sample(lead, *many).shape == z.shape
+    torch.testing.assert_close(base.log_prob(z, *conditions), base.log_prob(z, *many))
+    assert base.log_prob(z, *conditions).shape == lead
+
+
+@every
+def test_temperature_scales_about_the_location(name):
+    base, conditions = drawn(name, 3)
+    drawn_at = []
+    for temperature in (0.0, 1.0, 0.5):
+        torch.manual_seed(5)
+        drawn_at.append(base.sample((6,), *conditions, temperature=temperature))
+    centre, one, half = drawn_at
+    torch.testing.assert_close(half - centre, 0.5 * (one - centre))
+
+
+@every
+def test_gradients_reach_every_parameter(name):
+    base, conditions = drawn(name, 2)
+    z = base.sample((16,), *conditions).detach().requires_grad_()
+    base.log_prob(z, *conditions).sum().backward()
+    for label, parameter in base.named_parameters():
+        assert parameter.grad is not None, label
+        assert parameter.grad.abs().sum() > 0, label
+    assert z.grad.shape == z.shape
+
+
+@every
+def test_in_a_flow_to_a_file_and_back(name, tmp_path):
+    base, conditions = drawn(name, 2)
+    graph = fk.Graph()
+    wires = [graph.condition(f"c{i}", c.shape) for i, c in enumerate(conditions)]
+    x = graph.input("x", (2,))
+    graph.output("z", graph.add(fk.AffineCoupling, x, given=wires) if wires else graph.add(fk.AffineCoupling, x))
+    flow = fk.Flow(graph, base=base, base_given=wires or None)
+    given = {f"c{i}": c for i, c in enumerate(conditions)} or None
+    data = 0.3 * torch.randn(5, 2)
+    fk.save(flow, tmp_path / "flow.safetensors")
+    again = fk.load(tmp_path / "flow.safetensors")
+    assert torch.equal(again.log_prob(data, given=given), flow.log_prob(data, given=given))
+    narrow = flow.float()
+    narrow_given = {k: v.float() for k, v in given.items()} if given else None
+    assert narrow.log_prob(data.float(), given=narrow_given).dtype == torch.float32
+
+
+def test_against_torch():
+    z = torch.randn(7, 3)
+    full, _ = drawn("FullNormal", 3)
+    loc, _, factor = full._moments(())
+    torch.testing.assert_close(full.log_prob(z), td.MultivariateNormal(loc, scale_tril=factor).log_prob(z))
+    for name, law in (("Laplace", td.Laplace), ("StudentT", lambda m, s: td.StudentT(6.0, m, s))):
+        base, _ = drawn(name, 3)
+        m, s = base.numbers.chunk(2)
+        torch.testing.assert_close(base.log_prob(z), law(m, s.exp()).log_prob(z).sum(-1))
+    mixture, _ = drawn("GaussianMixture", 3)
+    log_weights, means, log_scales = mixture._parts(())
+    parts = td.Independent(td.Normal(means, log_scales.exp()), 1)
+    theirs = td.MixtureSameFamily(td.Categorical(logits=log_weights), parts).log_prob(z)
+    torch.testing.assert_close(mixture.log_prob(z), theirs)
+    labelled, (one_hot,) = drawn("ClassConditional", 3)
+    theirs = td.Normal(labelled.means[1], labelled.log_scales[1].exp()).log_prob(z).sum(-1)
+    torch.testing.assert_close(labelled.log_prob(z, one_hot), theirs)
+    box = fk.Uniform(2, low=-1.0, high=(2.0, 3.0))
+    inside = td.Uniform(torch.tensor([-1.0, -1.0]), torch.tensor([2.0, 3.0])).log_prob(torch.zeros(2)).sum()
+    assert box.log_prob(torch.zeros(2)).item() == pytest.approx(inside.item())
+    assert box.log_prob(torch.tensor([[0.0, 4.0], [math.nan, 0.0]]))[0] == -math.inf
+    assert box.log_prob(torch.tensor([[0.0, 4.0], [math.nan, 0.0]]))[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fk.Uniform(2, low=1.0, high=0.0), "low must be below high"),
+        (lambda: fk.Uniform(2, low=[0.0, 0.0, 0.0]), "a number or 2 of them"),
+        (lambda: fk.StudentT(2, df=0.0), "degrees of freedom, must be positive and finite, got 0.0"),
+        (lambda: fk.GaussianMixture(2, components=0), "components must be an int of at least 1, got 0"),
+        (lambda: fk.GaussianMixture(2, spread=-1.0), "spread must be at least 0"),
+        (lambda: fk.ClassConditional(2), r"takes one condition \(classes,\)"),
+        (lambda: fk.Laplace(2, given=(1, 4, 4)), r"Laplace takes vectors as conditions.*ToVector"),
+        (lambda: fk.Laplace(2, subnet=MLP), "a subnet needs conditions"),
+        (lambda: fk.FullNormal(0), "positive number of dimensions, got 0"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(fk.FlowkitError, match=message):
+        make()
