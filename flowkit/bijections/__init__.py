@@ -4,12 +4,14 @@ from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, 
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.coupling import AffineCoupling, Coupling
+from flowkit.bijections.decompositions import QRLinear, SVDLinear
 from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, SplineCoupling
 from flowkit.bijections.normalization import ActNorm
+from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
@@ -34,12 +36,15 @@ __all__ = [
     "LeakyReLU",
     "Log",
     "Logit",
+    "OrthogonalLinear",
     "Permute",
     "Power",
+    "QRLinear",
     "Quantile",
     "Reshape",
     "Reverse",
     "Roll",
+    "SVDLinear",
     "Sigmoid",
     "Softplus",
     "SplineCoupling",

@@ -34,7 +34,8 @@ def mix(weight: Tensor, x: Tensor) -> Tensor:
     return torch.matmul(weight, x.flatten(2)).view(x.shape)
 
 
-def _channels(owner: str, shape: Shape) -> int:
+def channels_of(owner: str, shape: Shape) -> int:
+    """The number of channels of an event shape, for the bijection named `owner`, which mixes them."""
     if not shape:
         raise ShapeError(f"{owner} needs channels to mix, at least one event dimension, got shape ()")
     return shape[0]
@@ -74,7 +75,7 @@ class FixedRotation(Bijection):
 
     def __init__(self, shape: int | Sequence[int]):
         super().__init__(shape)
-        channels = _channels("FixedRotation", self.in_shapes[0])
+        channels = channels_of("FixedRotation", self.in_shapes[0])
         self.register_buffer("rotation", random_rotation(channels).to(torch.get_default_dtype()))
 
     def _turn(self, rotation: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class LULinear(Bijection):
 
     def __init__(self, shape: int | Sequence[int], init: str = "rotation"):
         super().__init__(shape)
-        channels = _channels("LULinear", self.in_shapes[0])
+        channels = channels_of("LULinear", self.in_shapes[0])
         if init not in ("rotation", "identity"):
             raise ConfigError(f"LULinear: init must be 'rotation' or 'identity', got {init!r}")
         packed = torch.zeros(channels, channels, dtype=torch.float64)

@@ -1,0 +1,192 @@
+"""A learned orthogonal matrix on the channels, by reflections, the matrix exponential, or Cayley's map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.bijection import HALF, Bijection, zero_log_det
+from flowkit.bijections.linear import channels_of, full_precision, mix
+from flowkit.errors import ConfigError
+from flowkit.registry import Example, register
+from flowkit.shapes import numel
+
+FORMS = ("householder", "matrix_exp", "cayley")
+
+
+def widened(parameter: Tensor) -> Tensor:
+    """Float32 or wider: LAPACK has no half precision."""
+    return parameter.float() if parameter.dtype in HALF else parameter
+
+
+def householder(vectors: Tensor) -> Tensor:
+    """The product of reflections H_1 H_2 ... H_K, `(C, C)`, for vectors `(K, C)`; a zero vector reflects nothing.
+
+    With unit vectors as the rows of V the product is I - V^T S^-1 V, where S is upper triangular, has V V^T above its
+    diagonal and 1/2 on it: one solve in place of K steps that wait for each other (Joffrain et al., 2006).
+    """
+    vectors = widened(vectors)
+    with full_precision(vectors):
+        v = nn.functional.normalize(vectors, dim=1)
+        eye = torch.eye(v.shape[0], dtype=v.dtype, device=v.device)
+        triangle = (v @ v.T).triu(1) + 0.5 * eye
+        product = v.T @ torch.linalg.solve_triangular(triangle, v, upper=True)
+        return torch.eye(v.shape[1], dtype=v.dtype, device=v.device) - product
+
+
+def reflection_vectors(owner: str, channels: int, reflections: int | None) -> Tensor:
+    """Random vectors `(K, C)` in equal pairs, so that the reflections cancel; an odd one is left over at the end."""
+    if reflections is None:
+        reflections = max(2, channels - channels % 2)  # an even number reaches every rotation
+    if isinstance(reflections, bool) or not isinstance(reflections, int) or reflections < 1:
+        raise ConfigError(f"{owner}: reflections must be a whole number of at least 1, got {reflections!r}")
+    pairs = torch.randn((reflections + 1) // 2, channels, dtype=torch.float64)
+    return pairs.repeat_interleave(2, 0)[:reflections].to(torch.get_default_dtype())
+
+
+def hold(module: nn.Module, name: str, start: Tensor) -> None:
+    """Make `start` `(..., C)` a parameter; a buffer for one channel, where an orthogonal matrix has nothing to learn."""
+    if start.shape[-1] > 1:
+        module.register_parameter(name, nn.Parameter(start))
+    else:
+        module.register_buffer(name, start)
+
+
+class MatrixLinear(Bijection):
+    """What the learned matrices on channels share: a subclass has `weight`, `inverse_weight` and `log_abs_det`."""
+
+    constant_log_det = True
+
+    def __init__(self, shape: int | Sequence[int]):
+        super().__init__(shape)
+        channels_of(type(self).__name__, self.in_shapes[0])
+
+    def weight(self) -> Tensor:
+        """The matrix, `(C, C)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no weight")
+
+    def inverse_weight(self) -> Tensor:
+        """The inverse matrix, `(C, C)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no inverse_weight")
+
+    def log_abs_det(self) -> Tensor:
+        """The log of the absolute determinant of the matrix, `()`, float32 or wider."""
+        raise NotImplementedError(f"{type(self).__name__} has no log_abs_det")
+
+    @torch.no_grad()
+    def condition_number(self) -> Tensor:
+        """The largest singular value of the matrix over the smallest, `()`: rounding errors grow by up to this."""
+        return torch.linalg.cond(self.weight())
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return (self.log_abs_det() * numel(self.in_shapes[0][1:])).expand(x.shape[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(W x, log_det)`."""
+        with full_precision(x):
+            weight = self.weight()
+            return mix(weight, x.to(weight.dtype)), self._log_det(x)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`(W^-1 y, log_det)`."""
+        with full_precision(y):
+            weight = self.inverse_weight()
+            return mix(weight, y.to(weight.dtype)), -self._log_det(y)
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])
+
+
+def _examples() -> list[Example]:
+    return [
+        Example((1,)),
+        Example((3, 4), reflections=3),
+        Example((4,), form="matrix_exp"),
+        Example((3, 2, 2), form="cayley"),
+    ]
+
+
+@register("flowkit.orthogonal_linear", examples=_examples)
+class OrthogonalLinear(MatrixLinear):
+    """A learned orthogonal matrix on the channels: y = Q x at every position.
+
+    forward: y = Q x, log-det 0. inverse: x = Q^T y, log-det 0. Float32 or wider, under autocast too.
+
+    Cost: the log-det is free and the inverse is a transpose, as dear as the forward: C^2 products a position. Q is
+    built once a call: C^2 K products for K reflections, a multiple of C^3 for the other forms.
+
+    Forms: `"householder"`, a product of reflections H_1 ... H_K with H = I - 2 v v^T / v^T v, reaches every rotation
+    where K is even and at least C - 1; `"matrix_exp"`, exp(A) with A skew-symmetric, reaches every rotation;
+    `"cayley"`, (I + A)^-1 (I - A), reaches those without the eigenvalue -1. All start as the identity, except that an
+    odd number of reflections starts as one random reflection; its determinant is -1.
+
+    Shapes: x `(B, C, ...)`, any rank of at least 1. State: the parameter `vectors` `(K, C)`, or `generator` `(C, C)`,
+    whose part above the diagonal is A's; a buffer for one channel, where there is nothing to learn.
+
+    Args:
+        shape: event shape `(C, ...)`.
+        form: how Q is parametrised.
+        reflections: K, with `"householder"` alone; by default the largest even number up to C, and at least 2.
+
+    Raises:
+        ShapeError: shape ().
+        ConfigError: an unknown form, reflections below 1, or reflections with another form.
+
+    Source: Tomczak and Welling, Improving Variational Auto-Encoders using Householder Flow, 2016, equation 8;
+    Lezcano-Casado and Martinez-Rubio, Cheap Orthogonal Constraints in Neural Networks, 2019.
+
+    >>> linear, x = OrthogonalLinear((3, 8, 8)), torch.randn(2, 3, 8, 8)
+    >>> torch.allclose(linear(x)[0].norm(dim=1), x.norm(dim=1), atol=1e-5)
+    True
+    """
+
+    volume_preserving = True
+
+    vectors: Tensor
+    generator: Tensor
+
+    def __init__(self, shape: int | Sequence[int], form: str = "householder", reflections: int | None = None):
+        super().__init__(shape)
+        if form not in FORMS:
+            raise ConfigError(f"OrthogonalLinear: form must be one of {', '.join(FORMS)}, got {form!r}")
+        self.form = form
+        channels = self.in_shapes[0][0]
+        if form == "householder":
+            hold(self, "vectors", reflection_vectors("OrthogonalLinear", channels, reflections))
+        elif reflections is not None:
+            raise ConfigError(
+                f"OrthogonalLinear: reflections go with form 'householder', got {reflections!r} with {form!r}"
+            )
+        else:
+            hold(self, "generator", torch.zeros(channels, channels))
+
+    def weight(self) -> Tensor:
+        """The matrix Q, `(C, C)`."""
+        if self.form == "householder":
+            return householder(self.vectors)
+        with full_precision(self.generator):
+            above = widened(self.generator).triu(1)
+            skew = above - above.T
+            if self.form == "matrix_exp":
+                return torch.linalg.matrix_exp(skew)
+            eye = torch.eye(skew.shape[0], dtype=skew.dtype, device=skew.device)
+            return torch.linalg.solve_ex(eye + skew, eye - skew)[0]  # I + A is never singular: nothing to check
+
+    def inverse_weight(self) -> Tensor:
+        """The matrix Q^T, `(C, C)`."""
+        return self.weight().T
+
+    def log_abs_det(self) -> Tensor:
+        """Zero."""
+        state = self.vectors if self.form == "householder" else self.generator
+        return zero_log_det(state[:1]).sum()
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return zero_log_det(x)
+
+    def extra_repr(self) -> str:
+        """The event shape and the form."""
+        return f"{self.in_shapes[0]}, form={self.form!r}"
