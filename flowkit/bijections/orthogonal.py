@@ -47,7 +47,7 @@ def reflection_vectors(owner: str, channels: int, reflections: int | None) -> Te
 
 
 def hold(module: nn.Module, name: str, start: Tensor) -> None:
-    """Make `start` `(..., C)` a parameter; a buffer for one channel, where an orthogonal matrix has nothing to learn."""
+    """Make `start` `(..., C)` a parameter; a buffer for one channel, where a rotation has nothing to learn."""
     if start.shape[-1] > 1:
         module.register_parameter(name, nn.Parameter(start))
     else:
