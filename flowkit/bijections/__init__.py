@@ -13,6 +13,7 @@ from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, Sp
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.permutation import Permute, Reverse, Roll
+from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
 
@@ -38,9 +39,11 @@ __all__ = [
     "Logit",
     "OrthogonalLinear",
     "Permute",
+    "Planar",
     "Power",
     "QRLinear",
     "Quantile",
+    "Radial",
     "Reshape",
     "Reverse",
     "Roll",

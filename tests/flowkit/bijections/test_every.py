@@ -16,6 +16,7 @@ CLASSES = [c for c in (getattr(bijections, name) for name in bijections.__all__)
 NAMES = [c.registered_name for c in CLASSES]
 CASES = [(name, i) for name in NAMES for i in range(len(fk.examples_of(name)))]
 every_example = pytest.mark.parametrize(("name", "index"), CASES)
+VECTORS_ONLY = ("flowkit.planar", "flowkit.radial")
 every_class = pytest.mark.parametrize("name", NAMES)
 
 
@@ -35,7 +36,7 @@ def close(a, b):
 @every_class
 def test_has_examples_of_several_ranks(name):
     ranks = {len(shape) for example in fk.examples_of(name) for shape in example.build(fk.lookup(name)).in_shapes}
-    assert len(ranks) >= 3
+    assert len(ranks) >= (1 if name in VECTORS_ONLY else 3)
 
 
 def test_names_are_snake_case():
@@ -95,7 +96,8 @@ def test_a_prepared_condition_gives_the_same(name, index, redraw, arguments):
         got, wanted = method(*inputs, fk.Prepared(prepared)), method(*inputs, *expanded)
         assert close(got[0], wanted[0])
         assert close(got[1], wanted[1])
-    assert close(b.log_scales(*inputs, fk.Prepared(prepared)), b.log_scales(*inputs, *expanded))
+    if b.log_scales(*inputs, *expanded) is not None:
+        assert close(b.log_scales(*inputs, fk.Prepared(prepared)), b.log_scales(*inputs, *expanded))
     none = b(*(t[:0] for t in inputs), fk.Prepared(b.prepare(*(c[:0] for c in conditions))))
     assert none[1].shape == (0,)
 
