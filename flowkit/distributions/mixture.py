@@ -88,8 +88,8 @@ class ClassConditional(Base):
     """One diagonal normal for each class, chosen by a one-hot condition: z ~ N(mu_c, diag(sigma_c^2)).
 
     log p(z | c) = -sum(((z - mu_c) / sigma_c)^2 / 2 + log sigma_c) - D log(2 pi) / 2. Means are drawn from
-    N(0, spread^2) at the start, scales are 1; a flow with this base classifies by p(z | c). Temperature scales z about mu_c. For a
-    condition that is a mixture of classes, means and log scales are mixed.
+    N(0, spread^2) at the start, scales are 1; a flow with this base classifies by p(z | c). Temperature scales z about
+    mu_c. For a condition that is a mixture of classes, means and log scales are mixed.
 
     Args:
         dim: D.
