@@ -9,6 +9,7 @@ from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
+from flowkit.bijections.low_rank import LowRankLinear
 from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, SplineCoupling
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.orthogonal import OrthogonalLinear
@@ -37,6 +38,7 @@ __all__ = [
     "LeakyReLU",
     "Log",
     "Logit",
+    "LowRankLinear",
     "OrthogonalLinear",
     "Permute",
     "Planar",

@@ -21,8 +21,10 @@ def widened(parameter: Tensor) -> Tensor:
     return parameter.float() if parameter.dtype in HALF else parameter
 
 
-def householder(vectors: Tensor) -> Tensor:
+def householder(vectors: Tensor, columns: int | None = None) -> Tensor:
     """The product of reflections H_1 H_2 ... H_K, `(C, C)`, for vectors `(K, C)`; a zero vector reflects nothing.
+
+    Only the first `columns` of it, if given, `(C, columns)`, without the work for the others.
 
     With unit vectors as the rows of V the product is I - V^T S^-1 V, where S is upper triangular, has V V^T above its
     diagonal and 1/2 on it: one solve in place of K steps that wait for each other (Joffrain et al., 2006).
@@ -32,8 +34,8 @@ def householder(vectors: Tensor) -> Tensor:
         v = nn.functional.normalize(vectors, dim=1)
         eye = torch.eye(v.shape[0], dtype=v.dtype, device=v.device)
         triangle = (v @ v.T).triu(1) + 0.5 * eye
-        product = v.T @ torch.linalg.solve_triangular(triangle, v, upper=True)
-        return torch.eye(v.shape[1], dtype=v.dtype, device=v.device) - product
+        product = v.T @ torch.linalg.solve_triangular(triangle, v[:, :columns], upper=True)
+        return torch.eye(*product.shape, dtype=v.dtype, device=v.device) - product
 
 
 def reflection_vectors(owner: str, channels: int, reflections: int | None) -> Tensor:
