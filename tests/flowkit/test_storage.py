@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowkit as fk
+from flowkit.bijection import as_tuple
 
 MLP = fk.MLP(hidden=6, activation="silu", zero_last=False)
 
@@ -25,6 +26,16 @@ def redrawn(flow):
     return flow.eval()
 
 
+def drawn_by(part, batch):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        drawn = part.example_inputs(batch)
+    torch.set_default_dtype(default)
+    return drawn
+
+
 def arguments(flow, batch=3):
     """The same numbers in every process."""
     generator = torch.Generator().manual_seed(11)
@@ -33,6 +44,9 @@ def arguments(flow, batch=3):
         return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(flow.network.reference.dtype)
 
     x = {name: draw(shape) for name, shape in flow.input_shapes.items()}
+    for part in list(flow.network.nodes.children())[:1]:
+        if hasattr(part, "example_inputs"):  # whose domain is not all numbers
+            x = dict(zip(x, as_tuple(drawn_by(part, batch)), strict=True))
     dtypes = {w.name: w.dtype for w in flow.network.graph.conditions}
     given = {
         name: draw(shape) if dtypes[name] is None else torch.arange(batch) % 3
