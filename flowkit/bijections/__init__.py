@@ -3,6 +3,7 @@
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
+from flowkit.bijections.conv1x1 import InvertibleConv1x1
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
 from flowkit.bijections.elementwise import ElementwiseAffine
@@ -34,6 +35,7 @@ __all__ = [
     "GINCoupling",
     "Identity",
     "Inverse",
+    "InvertibleConv1x1",
     "LULinear",
     "LeakyReLU",
     "Log",
