@@ -1,6 +1,7 @@
 """The bijections, one family a file; each is registered under its name, `flowkit.<name>`."""
 
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
+from flowkit.bijections.autoregressive import MaskedAutoregressive
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.conv1x1 import InvertibleConv1x1
@@ -42,6 +43,7 @@ __all__ = [
     "Logit",
     "LowRankLinear",
     "OrthogonalLinear",
+    "MaskedAutoregressive",
     "Permute",
     "Planar",
     "Power",
