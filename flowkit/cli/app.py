@@ -23,7 +23,9 @@ COMMANDS = {
     "draw": "flowkit.cli.draw:command",
     "examples": "flowkit.cli.catalog_group:examples",
     "inspect": "flowkit.cli.inspect:command",
+    "logprob": "flowkit.cli.logprob:command",
     "plugins": "flowkit.cli.plugins:command",
+    "sample": "flowkit.cli.sample:command",
 }
 
 
