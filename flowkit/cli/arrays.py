@@ -33,6 +33,8 @@ def read_arrays(path: Path) -> dict[str, numpy.ndarray]:
         raise StorageError(f"{path} has to end in .npz, .npy or .csv")
     try:
         if ending == ".csv":
+            if not path.read_text().strip():
+                raise ValueError("it is empty")
             return {"": numpy.loadtxt(path, delimiter=",", ndmin=2)}
         loaded = numpy.load(path, allow_pickle=False)
         if isinstance(loaded, numpy.ndarray):
@@ -73,10 +75,11 @@ def _tensor(name: str, array: Any, shape: tuple[int, ...], flow: Flow, path: Pat
 
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: the array {name} needs real numbers, got dtype {array.dtype}")
-    if path.suffix.lower() == ".csv" and array[0].size == numpy.prod(shape, dtype=int):
+    if path.suffix.lower() == ".csv" and len(array) and array[0].size == numpy.prod(shape, dtype=int):
         array = array.reshape(len(array), *shape)  # a line of a table is a row, whatever its shape
+    expected = f"({', '.join(['rows', *map(str, shape)])})"
     if array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape):
-        raise InputError(f"{path}: the array {name} needs the shape (rows, *{tuple(shape)}), got {array.shape}")
+        raise InputError(f"{path}: the array {name} needs the shape {expected}, got {array.shape}")
     finite = numpy.isfinite(array)
     if not finite.all():
         index = tuple(int(i) for i in numpy.argwhere(~finite)[0])

@@ -41,10 +41,12 @@ def command(
     from flowkit.cli.arrays import check_output, read_arrays, tensors, write_arrays
     from flowkit.cli.files import load_flow
     from flowkit.cli.output import console
-    from flowkit.errors import ConditionError
+    from flowkit.errors import ConditionError, ConfigError
 
     check_output(output, force)
     flow = load_flow(file).eval()
+    if "log_prob" in (*flow.input_shapes, *flow.condition_shapes):
+        raise ConfigError("the name log_prob is the log-likelihoods' in the output, and the flow has it for its own")
     if flow.condition_shapes and given is None:
         raise ConditionError(f"the flow needs --given with the conditions {', '.join(flow.condition_shapes)}")
     if given is not None and not flow.condition_shapes:

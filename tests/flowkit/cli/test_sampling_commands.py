@@ -96,10 +96,12 @@ def test_files_refused(plain, conditional, tmp_path, capsys):
     (tmp_path / "bad.npz").write_bytes(b"no arrays")
     np.save(tmp_path / "y.npy", np.zeros((2, 3)))
     np.save(tmp_path / "x.npy", np.zeros((3, 4)))
+    (tmp_path / "empty.csv").write_text("")
     bad, y, x, out = (str(tmp_path / name) for name in ("bad.npz", "y.npy", "x.npy", "o.npz"))
     for words, expected in (
         (["logprob", plain, bad], "cannot be read"),
         (["logprob", plain, str(tmp_path / "none.npz")], "there is no file"),
+        (["logprob", plain, str(tmp_path / "empty.csv")], "it is empty"),
         (["logprob", plain, plain], "has to end in"),
         (["logprob", conditional, x], "needs --given"),
         (["logprob", conditional, x, "--given", y], "1 row or the data's 3"),
