@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flowkit.bijections import (
+    MaskedAutoregressive,
+    Planar,
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
@@ -25,6 +27,7 @@ from flowkit.flow import Flow
 from flowkit.graph import Graph, Wire
 from flowkit.shapes import Shape, as_shape
 from flowkit.subnets import MLP, ConvNet
+from flowkit.univariate import Affine
 
 Condition = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
 SIDES = ("second", "first")
@@ -119,6 +122,106 @@ def nsf(
 
     config = {"bins": bins, "bound": bound}
     return _chain("nsf", SplineCoupling, features, condition, layers, hidden, config, between=between)
+
+
+def maf(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 5,
+    hidden: int | Sequence[int] = (64, 64),
+    univariate: Any = Affine,
+) -> Flow:
+    """A masked autoregressive flow: densities in one pass, samples in D; the order is reversed between layers.
+
+    Args:
+        features: D, or a shape `(D,)`.
+        condition: see the module; vectors.
+        layers: autoregressive maps.
+        hidden: the widths of each masked net's hidden layers.
+        univariate: what is done to each element, a recipe such as `fk.RationalQuadraticSpline.recipe(bins=8)`.
+
+    Raises:
+        ShapeError: data or conditions that are no vectors.
+        ConfigError: fewer than one layer, see also `fk.MaskedAutoregressive`.
+
+    Source: Papamakarios et al., Masked autoregressive flow for density estimation, 2017.
+
+    >>> maf(3, condition=2, layers=2, hidden=(16,)).condition_shapes
+    {'y': (2,)}
+    """
+    return _autoregressive("maf", features, condition, layers, hidden, univariate, inverted=False)
+
+
+def iaf(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 5,
+    hidden: int | Sequence[int] = (64, 64),
+    univariate: Any = Affine,
+) -> Flow:
+    """An inverse autoregressive flow: samples in one pass, densities of given data in D, for variational inference.
+
+    Args:
+        features, condition, layers, hidden, univariate: see `maf`.
+
+    Raises:
+        ShapeError, ConfigError: see `maf`.
+
+    Source: Kingma et al., Improved variational inference with inverse autoregressive flow, 2016.
+
+    >>> iaf(3, layers=2, hidden=(16,)).sample((4,)).shape
+    torch.Size([4, 3])
+    """
+    return _autoregressive("iaf", features, condition, layers, hidden, univariate, inverted=True)
+
+
+def _autoregressive(
+    name: str,
+    features: int | Sequence[int],
+    condition: Condition,
+    layers: int,
+    hidden: int | Sequence[int],
+    univariate: Any,
+    inverted: bool,
+) -> Flow:
+    _check_count(name, "layers", layers)
+    widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    graph = Graph()
+    given = _given(_conditions(graph, condition))
+    x = graph.input("x", as_shape(features))
+    for layer in range(layers):
+        order = "reversed" if layer % 2 else None
+        settings = {"univariate": univariate, "hidden": widths, "order": order, "inverted": inverted}
+        x = graph.add(MaskedAutoregressive, x, **given, **settings)
+    graph.output("z", x)
+    return Flow(graph)
+
+
+def planar(features: int | Sequence[int], condition: Condition = None, layers: int = 16) -> Flow:
+    """A chain of planar flows, each a bend along one direction: for small problems, and to see what a flow does.
+
+    Args:
+        features: D, or a shape `(D,)`.
+        condition: see the module; vectors, from which a net predicts all parameters.
+        layers: planar maps.
+
+    Raises:
+        ShapeError: data or conditions that are no vectors.
+        ConfigError: fewer than one layer.
+
+    Source: Rezende and Mohamed, Variational inference with normalizing flows, 2015.
+
+    >>> planar(2, layers=4).dim
+    2
+    """
+    _check_count("planar", "layers", layers)
+    graph = Graph()
+    given = _given(_conditions(graph, condition))
+    x = graph.input("x", as_shape(features))
+    for _ in range(layers):
+        x = graph.add(Planar, x, **given)
+    graph.output("z", x)
+    return Flow(graph)
 
 
 def glow(

@@ -11,6 +11,9 @@ VECTORS = {
     "nice": lambda **k: fk.flows.nice(2, hidden=(16,), **k),
     "realnvp": lambda **k: fk.flows.realnvp(2, hidden=(16,), **k),
     "nsf": lambda **k: fk.flows.nsf(2, layers=3, hidden=(16,), bins=4, **k),
+    "maf": lambda **k: fk.flows.maf(2, layers=3, hidden=(16,), **k),
+    "iaf": lambda **k: fk.flows.iaf(2, layers=2, hidden=(16,), **k),
+    "planar": lambda **k: fk.flows.planar(2, layers=4, **k),
 }
 
 
@@ -107,6 +110,8 @@ def test_known_posterior():
         (lambda: fk.flows.nsf(2, layers=0), "nsf: layers must be an int of at least 1, got 0"),
         (lambda: fk.flows.glow((3, 6, 8)), r"H and W divisible by 4, got shape \(3, 6, 8\)"),
         (lambda: fk.flows.glow((3, 8, 8), levels=0), "glow: levels must be"),
+        (lambda: fk.flows.maf((2, 4, 4)), "MaskedAutoregressive"),
+        (lambda: fk.flows.planar(2, layers=-1), "planar: layers must be"),
         (lambda: fk.flows.realnvp(1), "AffineCoupling needs at least two channels"),
     ],
 )
