@@ -112,6 +112,7 @@ class _Net(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, hidden: tuple[int, ...]):
         super().__init__()
+        self.hidden_features = hidden[-1]  # by whose root nflows divides what goes into its softmax
         widths = (c_in + CONDITIONS, *hidden)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):

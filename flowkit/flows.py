@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flowkit.bijections import (
-    MaskedAutoregressive,
-    Planar,
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
     ElementwiseAffine,
     LULinear,
+    MaskedAutoregressive,
+    Planar,
     SplineCoupling,
     Split,
     Squeeze,

@@ -156,4 +156,6 @@ class Uniform(Base):
     def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
         """Uniform draws, scaled by the temperature about the middle."""
         u = torch.rand(*shape, self.dim, dtype=self.low.dtype, device=self.low.device) - 0.5
-        return (self.low + self.high) / 2 + u * (self.high - self.low) * temperature
+        z = (self.low + self.high) / 2 + u * (self.high - self.low) * temperature
+        # Rounding must not put a draw outside the box, where its density is 0.
+        return z if temperature > 1 else torch.minimum(torch.maximum(z, self.low), self.high)

@@ -121,8 +121,9 @@ class ClassConditional(Base):
         self.log_scales = nn.Parameter(torch.zeros(classes, dim))
 
     def _moments(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-        wide = one_hot.to(self.means.dtype)
-        return wide @ self.means, wide @ self.log_scales
+        weight = one_hot.to(self.means.dtype).unsqueeze(-1)
+        # No matrix product: autocast would round it to half precision.
+        return (weight * self.means).sum(-2), (weight * self.log_scales).sum(-2)
 
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
         """See the class."""

@@ -142,4 +142,5 @@ class FullNormal(Parametrized):
         """mu + L times standard normal numbers times the temperature."""
         loc, _, factor = self._moments(conditions)
         noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
-        return loc + (factor @ noise.unsqueeze(-1)).squeeze(-1) * temperature
+        # No matrix product: autocast would round it to half precision.
+        return loc + (factor * noise.unsqueeze(-2)).sum(-1) * temperature

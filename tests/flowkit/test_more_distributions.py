@@ -18,6 +18,7 @@ BASES = {
     "FullNormal given": lambda d: fk.FullNormal(d, given=((2,), (1,)), subnet=MLP),
     "Laplace": lambda d: fk.Laplace(d),
     "Laplace given": lambda d: fk.Laplace(d, given=2, subnet=MLP),
+    "StudentT given": lambda d: fk.StudentT(d, df=3.0, given=2, subnet=MLP),
     "StudentT": lambda d: fk.StudentT(d, df=6.0),
     "Uniform": lambda d: fk.Uniform(d, low=-1.0, high=[2.0] * d),
     "GaussianMixture": lambda d: fk.GaussianMixture(d, components=3),
@@ -102,6 +103,27 @@ def test_gradients_reach_every_parameter(name):
         assert parameter.grad is not None, label
         assert parameter.grad.abs().sum() > 0, label
     assert z.grad.shape == z.shape
+
+
+@every
+def test_full_precision_under_autocast(name):
+    base, conditions = drawn(name, 3)
+    base, conditions = base.float(), [c.float() for c in conditions]
+    if getattr(base, "net", None) is not None:
+        return  # what a net predicts is half precision's by choice
+    z = base.sample((4,), *conditions).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = base.log_prob(z, *conditions)
+        torch.manual_seed(3)
+        drawn_inside = base.sample((4,), *conditions)
+    torch.manual_seed(3)
+    torch.testing.assert_close(drawn_inside, base.sample((4,), *conditions), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(inside, base.log_prob(z, *conditions), atol=1e-5, rtol=1e-5)
+
+
+def test_a_uniform_draw_is_never_outside():
+    box = fk.Uniform(2, low=0.1, high=0.1 + 1e-6).float()
+    assert box.log_prob(box.sample((100_000,))).isfinite().all()
 
 
 @every
