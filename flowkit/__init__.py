@@ -53,6 +53,7 @@ _MODULES = {
         "Split",
         "Squeeze",
         "StickBreaking",
+        "Sylvester",
         "Tanh",
         "Transpose",
     ),
@@ -162,6 +163,7 @@ if TYPE_CHECKING:
         Squeeze,
         StickBreaking,
         SVDLinear,
+        Sylvester,
         Tanh,
         Transpose,
     )

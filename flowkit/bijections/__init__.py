@@ -19,6 +19,7 @@ from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
+from flowkit.bijections.sylvester import Sylvester
 
 __all__ = [
     "CDF",
@@ -60,6 +61,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "StickBreaking",
+    "Sylvester",
     "Tanh",
     "Transpose",
 ]

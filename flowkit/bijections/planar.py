@@ -146,7 +146,7 @@ class Planar(VectorMap):
         rows = self._rows(x, w)
         t = ((rows * w).sum(-1) + b).tanh()
         y = rows + u * t.unsqueeze(-1)
-        return y.reshape(x.shape), _slope(t, stretch).log().reshape(x.shape[:1])
+        return y.reshape(x.shape), slope_of(t, stretch).log().reshape(x.shape[:1])
 
     def inverse(self, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """`(y - u tanh(a + b), log_det)` with a + w.u tanh(a + b) = w.y."""
@@ -157,15 +157,15 @@ class Planar(VectorMap):
 
         def projected(a: Tensor) -> tuple[Tensor, Tensor]:
             t = (a + b).tanh()
-            return a + product * t, _slope(t, stretch)
+            return a + product * t, slope_of(t, stretch)
 
         width = product.abs()
         t = (solve_monotone(projected, target, target - width, target + width, BISECTIONS) + b).tanh()
         x = rows - u * t.unsqueeze(-1)
-        return x.reshape(y.shape), -_slope(t, stretch).log().reshape(y.shape[:1])
+        return x.reshape(y.shape), -slope_of(t, stretch).log().reshape(y.shape[:1])
 
 
-def _slope(t: Tensor, stretch: Tensor) -> Tensor:
+def slope_of(t: Tensor, stretch: Tensor) -> Tensor:
     """1 + w.u (1 - t^2) as a sum of positive numbers."""
     square = t * t
     return square + stretch * (1 - square)

@@ -16,7 +16,7 @@ CLASSES = [c for c in (getattr(bijections, name) for name in bijections.__all__)
 NAMES = [c.registered_name for c in CLASSES]
 CASES = [(name, i) for name in NAMES for i in range(len(fk.examples_of(name)))]
 every_example = pytest.mark.parametrize(("name", "index"), CASES)
-VECTORS_ONLY = ("flowkit.masked_autoregressive", "flowkit.planar", "flowkit.radial")
+VECTORS_ONLY = ("flowkit.masked_autoregressive", "flowkit.planar", "flowkit.radial", "flowkit.sylvester")
 every_class = pytest.mark.parametrize("name", NAMES)
 
 

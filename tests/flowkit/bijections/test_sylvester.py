@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+import flowkit as fk
+
+
+def test_is_the_formula(redraw):
+    b = redraw(fk.Sylvester((4,), units=3), 1)
+    q, outer, inner, stretch = b._matrices()
+    torch.testing.assert_close(q.T @ q, torch.eye(3))
+    assert outer.tril(-1).eq(0).all()
+    assert inner.tril(-1).eq(0).all()
+    torch.testing.assert_close(outer.diagonal() * inner.diagonal(), stretch - 1)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(b(x)[0], x + torch.tanh(x @ q @ inner.T + b.bias) @ outer.T @ q.T)
+
+
+def test_starts_as_the_identity():
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(fk.Sylvester((3,))(x), (x, torch.zeros(4)))
+
+
+@pytest.mark.parametrize("std", [1, 4])
+def test_large_weights_are_invertible(std, redraw, log_abs_det):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        b = redraw(fk.Sylvester((3,)), std)
+        x = std * torch.randn(5, 3)
+        y, log_det = b(x)
+        back, log_det_back = b.inverse(y)
+        torch.testing.assert_close(back, x, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(log_det_back, -log_det, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(log_abs_det(b, (x,), ()), log_det, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_the_inverse(redraw):
+    b = redraw(fk.Sylvester((3,), units=2), 0.7)
+    assert torch.autograd.gradcheck(
+        lambda y, *_: b.inverse(y), (torch.randn(2, 3, requires_grad=True), *b.parameters())
+    )
+
+
+def test_refusals():
+    with pytest.raises(fk.ShapeError, match=r"Sylvester needs vectors \(D,\), got shape \(3, 4\)"):
+        fk.Sylvester((3, 4))
+    for units in (0, 4, True, 1.0):
+        with pytest.raises(fk.ConfigError, match=r"Sylvester: units must be a whole number from 1 to 3, got"):
+            fk.Sylvester((3,), units=units)
+    with pytest.raises(fk.ConfigError, match=r"Sylvester: reflections must be a whole number"):
+        fk.Sylvester((3,), reflections=0)
