@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import pickle
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,6 +163,7 @@ class ShardBatches:
             collate_fn=_as_it_is,
             worker_init_fn=leave_interrupts_to_the_main_process if self.workers else None,
             generator=torch.Generator().manual_seed(self.seed),
+            multiprocessing_context=_start_method(plan) if self.workers else None,
         )
         for found in loader:
             if isinstance(found, FlowkitError):  # not raised in the worker, which would wrap it in its traceback
@@ -315,3 +318,31 @@ def _item(plan: _Plan, block: list[Entries], order: list[int], here: int, number
 
 def _as_it_is(found: Any) -> Any:
     return found
+
+
+def _start_method(plan: Any) -> str | None:
+    """How workers start: from a server without threads where several processes train, else as PyTorch does.
+
+    A process group has threads of its own, and a process forked while one of them holds a lock can wait for it forever:
+    seen once in about ten runs of two gloo processes with two workers each. What cannot be pickled is forked all the
+    same, and so is everything where the script has no `if __name__ == "__main__":`, for a worker would run it again.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+        return None
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is None or not _has_guard(script):
+        return None
+    try:
+        pickle.dumps(plan)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return "forkserver"
+
+
+def _has_guard(script: str) -> bool:
+    try:
+        return "__main__" in Path(script).read_text(errors="replace")
+    except OSError:
+        return False
