@@ -60,7 +60,8 @@ def test_graph_gives_the_same_latents_log_det_samples_and_gradients(dtype, toler
     theirs = [p.grad for p in network.parameters() if p.requires_grad]
     ours = [p.grad for p in flow.network.parameters() if p.requires_grad]
     assert sum(g.abs().sum() for g in ours) > 0
-    assert sorted(round(g.norm().item(), 2) for g in ours) == sorted(round(g.norm().item(), 2) for g in theirs)
+    for found_grad, expected_grad in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found_grad, expected_grad, atol=20 * tolerance, rtol=20 * tolerance)
 
 
 def test_sequence_with_conditions():
