@@ -16,6 +16,21 @@ from flowkit.subnets import MLP, ConvNet
 from flowkit.univariate import Additive, RationalQuadraticSpline, VolumePreservingAffine
 
 
+class VolumePreservingCoupling(Coupling):
+    """A coupling whose univariate map keeps the volume of each part: its log-det is 0, and nothing is summed."""
+
+    constant_log_det = True
+    volume_preserving = True
+
+    def forward(self, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        """`(y, 0)`."""
+        return self.partition.join(self._transform(x, given, inverse=False)[0]), zero_log_det(x)
+
+    def inverse(self, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        """`(x, 0)`."""
+        return self.inverse_only(y, *given), zero_log_det(y)
+
+
 def _additive_examples() -> list[Example]:
     mlp, conv = MLP(hidden=6, activation="silu"), ConvNet(hidden=4, kernel=(3, 1), activation="silu")
     return [
@@ -27,7 +42,7 @@ def _additive_examples() -> list[Example]:
 
 
 @register("flowkit.additive_coupling", examples=_additive_examples)
-class AdditiveCoupling(Coupling):
+class AdditiveCoupling(VolumePreservingCoupling):
     """NICE's additive coupling: y2 = x2 + t(x1, c), y1 = x1; its volume never changes.
 
     forward: y2 = x2 + t(x1, c), log-det 0. inverse: x2 = y2 - t(y1, c), log-det 0.
@@ -47,9 +62,6 @@ class AdditiveCoupling(Coupling):
     (torch.Size([5, 4]), [0.0, 0.0, 0.0, 0.0, 0.0])
     """
 
-    constant_log_det = True
-    volume_preserving = True
-
     def __init__(
         self,
         shape: int | Sequence[int],
@@ -60,14 +72,6 @@ class AdditiveCoupling(Coupling):
         split: str | Sequence[int] = "halves",
     ):
         super().__init__(shape, given, subnet, Additive, two_sided=two_sided, active=active, split=split)
-
-    def forward(self, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """`(y, 0)`."""
-        return self.partition.join(self._transform(x, given, inverse=False)[0]), zero_log_det(x)
-
-    def inverse(self, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """`(x, 0)`."""
-        return self.inverse_only(y, *given), zero_log_det(y)
 
 
 def _gin_examples() -> list[Example]:
@@ -81,7 +85,7 @@ def _gin_examples() -> list[Example]:
 
 
 @register("flowkit.gin_coupling", examples=_gin_examples)
-class GINCoupling(Coupling):
+class GINCoupling(VolumePreservingCoupling):
     """GIN's volume-preserving affine coupling: the log-scales of each half sum to 0.
 
     forward: y2 = x2 exp(s) + t, s = clamp(r) - mean of clamp(r) over the half, log-det 0.
@@ -104,9 +108,6 @@ class GINCoupling(Coupling):
     (torch.Size([2, 6]), [0.0, 0.0])
     """
 
-    constant_log_det = True
-    volume_preserving = True
-
     def __init__(
         self,
         shape: int | Sequence[int],
@@ -122,14 +123,6 @@ class GINCoupling(Coupling):
             raise ConfigError("GINCoupling: split='checkerboard' leaves gaps in the mean log-scale; use another split")
         affine = VolumePreservingAffine.recipe(clamp=clamp, limit=limit)
         super().__init__(shape, given, subnet, affine, two_sided=two_sided, active=active, split=split)
-
-    def forward(self, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """`(y, 0)`."""
-        return self.partition.join(self._transform(x, given, inverse=False)[0]), zero_log_det(x)
-
-    def inverse(self, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """`(x, 0)`."""
-        return self.inverse_only(y, *given), zero_log_det(y)
 
 
 def _spline_examples() -> list[Example]:

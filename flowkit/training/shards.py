@@ -324,7 +324,7 @@ def _start_method(plan: Any) -> str | None:
     """How workers start: from a server without threads where several processes train, else as PyTorch does.
 
     A process group has threads of its own, and a process forked while one of them holds a lock can wait for it forever:
-    seen once in about ten runs of two gloo processes with two workers each. What cannot be pickled is forked all the
+    it was seen with two gloo processes of two workers each. What cannot be pickled is forked all the
     same, and so is everything where the script has no `if __name__ == "__main__":`, for a worker would run it again.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
