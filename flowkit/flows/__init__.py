@@ -1,0 +1,20 @@
+"""Ready flows in one call: each returns a `fk.Flow` whose graph can be read, drawn and changed.
+
+All take `features`, an int or an event shape, and `condition`: an int, a shape (then named y), or a dictionary of named
+shapes. The data is called x, the latent z.
+"""
+
+from flowkit.flows.autoregressive import iaf, maf
+from flowkit.flows.couplings import nice, nsf, realnvp
+from flowkit.flows.glow import glow
+from flowkit.flows.planar import planar
+
+__all__ = [
+    "glow",
+    "iaf",
+    "maf",
+    "nice",
+    "nsf",
+    "planar",
+    "realnvp",
+]

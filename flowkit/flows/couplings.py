@@ -1,0 +1,109 @@
+"""Chains of couplings: NICE, Real NVP and neural spline flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowkit.bijections import (
+    AdditiveCoupling,
+    AffineCoupling,
+    ElementwiseAffine,
+    LULinear,
+    SplineCoupling,
+)
+from flowkit.flow import Flow
+from flowkit.flows.shared import Condition, coupling_chain
+from flowkit.graph import Graph, Wire
+
+
+def nice(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 4,
+    hidden: int | Sequence[int] = (64, 64),
+) -> Flow:
+    """NICE: additive couplings whose halves take turns, and a learned scale at the end.
+
+    Args:
+        features: D, at least 2, or a shape `(C, ...)` of at least two channels; maps take convolutions of as many
+            layers as `hidden` has widths.
+        condition: see the module.
+        layers: the couplings.
+        hidden: the widths of each subnet's hidden layers; on maps the first is all layers'.
+
+    Raises:
+        ShapeError: fewer than two channels; a condition that does not fit.
+        ConfigError: fewer than one layer.
+
+    Source: Dinh et al., NICE: Non-linear independent components estimation, 2015.
+
+    >>> import torch
+    >>> nice(4, condition=2).log_prob(torch.zeros(3, 4), given=torch.zeros(3, 2)).shape
+    torch.Size([3])
+    """
+
+    def end(graph: Graph, x: Wire) -> Wire:
+        return graph.add(ElementwiseAffine, x)
+
+    return coupling_chain("nice", AdditiveCoupling, features, condition, layers, hidden, {}, end)
+
+
+def realnvp(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 6,
+    hidden: int | Sequence[int] = (64, 64),
+    clamp: str | None = "tanh",
+    limit: float = 2.0,
+) -> Flow:
+    """Real NVP on one scale: affine couplings whose halves take turns; multi-scale images are `glow`'s.
+
+    Args:
+        features, condition, layers, hidden: see `nice`.
+        clamp, limit: the bound on the log-scales, see `fk.Affine`.
+
+    Raises:
+        ShapeError, ConfigError: see `nice` and `fk.Affine`.
+
+    Source: Dinh et al., Density estimation using Real NVP, 2017.
+
+    >>> realnvp(2, condition={"label": 10}).condition_shapes
+    {'label': (10,)}
+    """
+    return coupling_chain(
+        "realnvp", AffineCoupling, features, condition, layers, hidden, {"clamp": clamp, "limit": limit}
+    )
+
+
+def nsf(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 5,
+    hidden: int | Sequence[int] = (64, 64),
+    bins: int = 8,
+    bound: float = 3.0,
+) -> Flow:
+    """A neural spline flow: rational-quadratic couplings on [-bound, bound], with LU-factored linear maps between.
+
+    Bring the data to about unit scale: what lies outside of the bound passes the splines unchanged.
+
+    Args:
+        features, condition, layers, hidden: see `nice`.
+        bins, bound: see `fk.RationalQuadraticSpline`.
+
+    Raises:
+        ShapeError, ConfigError: see `nice` and `fk.RationalQuadraticSpline`.
+
+    Source: Durkan et al., Neural spline flows, 2019.
+
+    >>> import torch
+    >>> flow = nsf(3, condition=5, layers=2, hidden=(16,), bins=4)
+    >>> flow.sample((7,), given=torch.zeros(5)).shape
+    torch.Size([7, 3])
+    """
+
+    def between(graph: Graph, x: Wire) -> Wire:
+        return graph.add(LULinear, x)
+
+    config = {"bins": bins, "bound": bound}
+    return coupling_chain("nsf", SplineCoupling, features, condition, layers, hidden, config, between=between)
