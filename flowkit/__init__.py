@@ -14,6 +14,7 @@ _MODULES = {
     "flowkit": ("flows",),  # a module, not a name within one
     "flowkit.bijection": ("Bijection", "Prepared", "add_rows"),
     "flowkit.bijections": (
+        "Elementwise",
         "SplineCoupling",
         "GINCoupling",
         "AdditiveCoupling",
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
         Box,
         Concat,
         Coupling,
+        Elementwise,
         ElementwiseAffine,
         Exp,
         FixedRotation,

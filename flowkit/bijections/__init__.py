@@ -20,6 +20,7 @@ from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
 from flowkit.bijections.sylvester import Sylvester
+from flowkit.bijections.univariate_elementwise import Elementwise
 
 __all__ = [
     "CDF",
@@ -30,6 +31,7 @@ __all__ = [
     "Box",
     "Concat",
     "Coupling",
+    "Elementwise",
     "ElementwiseAffine",
     "Exp",
     "FixedRotation",
