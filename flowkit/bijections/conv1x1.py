@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowkit.bijection import Bijection
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
-from flowkit.bijections.linear import LULinear
-from flowkit.bijections.orthogonal import FORMS, MatrixLinear, OrthogonalLinear
+from flowkit.bijections.linear import LULinear, MatrixLinear
+from flowkit.bijections.orthogonal import FORMS, OrthogonalLinear
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
 from flowkit.shapes import as_shape
@@ -69,8 +69,7 @@ class InvertibleConv1x1(Bijection):
         if form not in (*MATRICES, *FORMS):
             raise ConfigError(f"InvertibleConv1x1: form must be one of {', '.join((*MATRICES, *FORMS))}, got {form!r}")
         self.form = form
-        linear: LULinear | MatrixLinear
-        linear = OrthogonalLinear(shape, form=form) if form in FORMS else MATRICES[form](shape)
+        linear: MatrixLinear = OrthogonalLinear(shape, form=form) if form in FORMS else MATRICES[form](shape)
         self.linear = linear
         self.volume_preserving = linear.volume_preserving
 
@@ -81,7 +80,7 @@ class InvertibleConv1x1(Bijection):
     @torch.no_grad()
     def condition_number(self) -> Tensor:
         """The largest singular value of W over the smallest, `()`: rounding errors grow by up to this."""
-        return torch.linalg.cond(self.weight())
+        return self.linear.condition_number()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(W x, log_det)`."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.bijection import Bijection, zero_log_det
+from flowkit.bijection import HALF, Bijection, zero_log_det
 from flowkit.bijections.randomness import random_rotation
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
@@ -41,6 +41,57 @@ def channels_of(owner: str, shape: Shape) -> int:
     return shape[0]
 
 
+def widened(parameter: Tensor) -> Tensor:
+    """Float32 or wider: LAPACK has no half precision."""
+    return parameter.float() if parameter.dtype in HALF else parameter
+
+
+class MatrixLinear(Bijection):
+    """What the learned matrices on channels share: a subclass has `weight`, `inverse_weight` and `log_abs_det`."""
+
+    constant_log_det = True
+
+    def __init__(self, shape: int | Sequence[int]):
+        super().__init__(shape)
+        channels_of(type(self).__name__, self.in_shapes[0])
+
+    def weight(self) -> Tensor:
+        """The matrix, `(C, C)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no weight")
+
+    def inverse_weight(self) -> Tensor:
+        """The inverse matrix, `(C, C)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no inverse_weight")
+
+    def log_abs_det(self) -> Tensor:
+        """The log of the absolute determinant of the matrix, `()`, float32 or wider."""
+        raise NotImplementedError(f"{type(self).__name__} has no log_abs_det")
+
+    @torch.no_grad()
+    def condition_number(self) -> Tensor:
+        """The largest singular value of the matrix over the smallest, `()`: rounding errors grow by up to this."""
+        return torch.linalg.cond(self.weight())
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return (self.log_abs_det() * numel(self.in_shapes[0][1:])).expand(x.shape[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(W x, log_det)`."""
+        with full_precision(x):
+            weight = self.weight()
+            return mix(weight, x.to(weight.dtype)), self._log_det(x)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`(W^-1 y, log_det)`."""
+        with full_precision(y):
+            weight = self.inverse_weight()
+            return mix(weight, y.to(weight.dtype)), -self._log_det(y)
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])
+
+
 def _rotation_examples() -> list[Example]:
     return [Example((1,)), Example((3,)), Example((4,)), Example((3, 4)), Example((3, 2, 2)), Example((2, 2, 1, 3))]
 
@@ -54,6 +105,8 @@ class FixedRotation(Bijection):
     Q is drawn when constructed, from torch's generator, uniformly over all rotations (the Haar measure). It is
     orthogonal to the precision of its dtype: where a module or a saved state is widened to float64, Q is
     orthogonalised again, so that the transpose stays the inverse.
+
+    Cost: the log-det is free, and both directions take C^2 products a position. The condition number is 1.
 
     Shapes: x `(B, C, ...)`, any rank of at least 1. State: the buffer `rotation` `(C, C)`.
 
@@ -77,6 +130,15 @@ class FixedRotation(Bijection):
         super().__init__(shape)
         channels = channels_of("FixedRotation", self.in_shapes[0])
         self.register_buffer("rotation", random_rotation(channels).to(torch.get_default_dtype()))
+
+    def weight(self) -> Tensor:
+        """The matrix Q, `(C, C)`."""
+        return self.rotation
+
+    @torch.no_grad()
+    def condition_number(self) -> Tensor:
+        """The largest singular value of Q over the smallest, `()`: 1 but for the rounding of Q's entries."""
+        return torch.linalg.cond(widened(self.rotation))
 
     def _turn(self, rotation: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         with full_precision(x):
@@ -126,7 +188,7 @@ def _lu_examples() -> list[Example]:
 
 
 @register("flowkit.lu_linear", examples=_lu_examples)
-class LULinear(Bijection):
+class LULinear(MatrixLinear):
     """A learned invertible matrix on the channels (Glow's 1x1 convolution): y = P L U x at every position.
 
     forward: y = P L U x, log-det H W times the sum of the log of abs(diagonal of U).
@@ -134,6 +196,10 @@ class LULinear(Bijection):
 
     P is a fixed permutation, L has ones on its diagonal, U has sign exp(log diagonal), so the log-det is a sum and the
     matrix cannot become singular, though its condition number is not bounded.
+
+    Cost: the log-det is a sum of C numbers. The matrix is built once a call, with C^3 / 3 products, its inverse by two
+    triangular solves, with C^3, and both directions then take C^2 products a position; the inverse of a vector is
+    solved for directly, with C^2.
 
     Shapes: x `(B, C, ...)`, any rank of at least 1. State: the parameter `packed` `(C, C)`, as LAPACK packs an LU
     decomposition (L below the diagonal, U above it, the log of abs(U)'s diagonal on it), and the buffers `sign` `(C,)`
@@ -154,14 +220,12 @@ class LULinear(Bijection):
     True
     """
 
-    constant_log_det = True
-
     sign: Tensor
     order: Tensor
 
     def __init__(self, shape: int | Sequence[int], init: str = "rotation"):
         super().__init__(shape)
-        channels = channels_of("LULinear", self.in_shapes[0])
+        channels = self.in_shapes[0][0]
         if init not in ("rotation", "identity"):
             raise ConfigError(f"LULinear: init must be 'rotation' or 'identity', got {init!r}")
         packed = torch.zeros(channels, channels, dtype=torch.float64)
@@ -176,41 +240,37 @@ class LULinear(Bijection):
         self.register_buffer("sign", sign.to(dtype))
         self.register_buffer("order", order)
 
-    def _upper(self, packed: Tensor) -> Tensor:
-        return packed.triu(1) + (self.sign.to(packed.dtype) * packed.diagonal().exp()).diag_embed()
-
-    def _log_det(self, batch: int) -> Tensor:
-        log_diagonal = self.packed.diagonal()
-        wide = torch.float64 if log_diagonal.dtype == torch.float64 else torch.float32
-        return (log_diagonal.sum(dtype=wide) * numel(self.in_shapes[0][1:])).expand(batch)
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """L, with whatever lies on and above its diagonal, and U."""
+        packed = widened(self.packed)
+        return packed, packed.triu(1) + (self.sign.to(packed.dtype) * packed.diagonal().exp()).diag_embed()
 
     def weight(self) -> Tensor:
         """The matrix P L U, `(C, C)`."""
-        upper = self._upper(self.packed)
-        return (upper + self.packed.tril(-1) @ upper).index_select(0, self.order)
+        with full_precision(self.packed):
+            lower, upper = self._factors()
+            return (upper + lower.tril(-1) @ upper).index_select(0, self.order)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`(P L U x, log_det)`."""
-        with full_precision(x):
-            return mix(self.weight(), x.to(self.packed.dtype)), self._log_det(x.shape[0])
+    def inverse_weight(self) -> Tensor:
+        """The matrix U^-1 L^-1 P^T, `(C, C)`."""
+        with full_precision(self.packed):
+            packed = self.packed
+            return self._solve(torch.eye(len(packed), dtype=widened(packed).dtype, device=packed.device)).T
+
+    def log_abs_det(self) -> Tensor:
+        """The sum of the log of abs(U)'s diagonal, `()`."""
+        return widened(self.packed).diagonal().sum()
 
     def _solve(self, rows: Tensor) -> Tensor:
         """`rows (P L U)^-T`, for rows `(M, C)`: in this layout the solver needs no copies."""
-        packed = self.packed
+        lower, upper = self._factors()
         rows = rows.index_select(1, self.order.argsort())
-        rows = torch.linalg.solve_triangular(packed.T, rows, upper=True, left=False, unitriangular=True)
-        return torch.linalg.solve_triangular(self._upper(packed).T, rows, upper=False, left=False)
+        rows = torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper.T, rows, upper=False, left=False)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """`(U^-1 L^-1 P^T y, log_det)`; on maps the inverse matrix is solved for once, and applied everywhere."""
+        if y.dim() > 2:  # as exact but for a small factor, and five to ten times as fast as solving at every position
+            return super().inverse(y)
         with full_precision(y):
-            y = y.to(self.packed.dtype)
-            if y.dim() == 2:
-                x = self._solve(y)
-            else:  # as exact but for a small factor, and five to ten times as fast as solving at every position
-                x = mix(self._solve(torch.eye(y.shape[1], dtype=y.dtype, device=y.device)).T, y)
-            return x, -self._log_det(y.shape[0])
-
-    def extra_repr(self) -> str:
-        """The event shape."""
-        return str(self.in_shapes[0])
+            return self._solve(y.to(widened(self.packed).dtype)), -self._log_det(y)

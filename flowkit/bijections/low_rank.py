@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.bijections.linear import full_precision
-from flowkit.bijections.orthogonal import MatrixLinear, hold, householder, reflection_vectors, widened
+from flowkit.bijections.linear import MatrixLinear, full_precision, widened
+from flowkit.bijections.orthogonal import hold, householder, reflection_vectors
 from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 

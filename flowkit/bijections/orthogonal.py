@@ -7,18 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.bijection import HALF, Bijection, zero_log_det
-from flowkit.bijections.linear import channels_of, full_precision, mix
+from flowkit.bijection import zero_log_det
+from flowkit.bijections.linear import MatrixLinear, full_precision, widened
 from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
-from flowkit.shapes import numel
 
 FORMS = ("householder", "matrix_exp", "cayley")
-
-
-def widened(parameter: Tensor) -> Tensor:
-    """Float32 or wider: LAPACK has no half precision."""
-    return parameter.float() if parameter.dtype in HALF else parameter
 
 
 def householder(vectors: Tensor, columns: int | None = None) -> Tensor:
@@ -54,52 +48,6 @@ def hold(module: nn.Module, name: str, start: Tensor) -> None:
         module.register_parameter(name, nn.Parameter(start))
     else:
         module.register_buffer(name, start)
-
-
-class MatrixLinear(Bijection):
-    """What the learned matrices on channels share: a subclass has `weight`, `inverse_weight` and `log_abs_det`."""
-
-    constant_log_det = True
-
-    def __init__(self, shape: int | Sequence[int]):
-        super().__init__(shape)
-        channels_of(type(self).__name__, self.in_shapes[0])
-
-    def weight(self) -> Tensor:
-        """The matrix, `(C, C)`."""
-        raise NotImplementedError(f"{type(self).__name__} has no weight")
-
-    def inverse_weight(self) -> Tensor:
-        """The inverse matrix, `(C, C)`."""
-        raise NotImplementedError(f"{type(self).__name__} has no inverse_weight")
-
-    def log_abs_det(self) -> Tensor:
-        """The log of the absolute determinant of the matrix, `()`, float32 or wider."""
-        raise NotImplementedError(f"{type(self).__name__} has no log_abs_det")
-
-    @torch.no_grad()
-    def condition_number(self) -> Tensor:
-        """The largest singular value of the matrix over the smallest, `()`: rounding errors grow by up to this."""
-        return torch.linalg.cond(self.weight())
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        return (self.log_abs_det() * numel(self.in_shapes[0][1:])).expand(x.shape[0])
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`(W x, log_det)`."""
-        with full_precision(x):
-            weight = self.weight()
-            return mix(weight, x.to(weight.dtype)), self._log_det(x)
-
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """`(W^-1 y, log_det)`."""
-        with full_precision(y):
-            weight = self.inverse_weight()
-            return mix(weight, y.to(weight.dtype)), -self._log_det(y)
-
-    def extra_repr(self) -> str:
-        """The event shape."""
-        return str(self.in_shapes[0])
 
 
 def _examples() -> list[Example]:

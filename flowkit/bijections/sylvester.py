@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, event_sum
-from flowkit.bijections.linear import full_precision
-from flowkit.bijections.orthogonal import hold, householder, reflection_vectors, widened
+from flowkit.bijections.linear import full_precision, widened
+from flowkit.bijections.orthogonal import hold, householder, reflection_vectors
 from flowkit.bijections.planar import BISECTIONS, positive, slope_of
 from flowkit.bisection import solve_monotone
 from flowkit.errors import ConfigError, ShapeError

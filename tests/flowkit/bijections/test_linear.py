@@ -102,3 +102,20 @@ def test_a_scalar_is_refused(cls):
 def test_an_unknown_init_is_refused():
     with pytest.raises(ConfigError, match="LULinear: init must be 'rotation' or 'identity', got 'zeros'"):
         fk.LULinear((3,), init="zeros")
+
+
+def test_condition_numbers(redraw):
+    assert abs(fk.FixedRotation((5, 2)).condition_number() - 1) < 1e-12
+    linear = redraw(fk.LULinear((4,)))
+    torch.testing.assert_close(linear.condition_number(), torch.linalg.cond(linear.weight()))
+    torch.testing.assert_close(linear.inverse_weight(), torch.linalg.inv(linear.weight()))
+    assert fk.LULinear((4,), init="identity").condition_number() == 1
+
+
+def test_half_parameters_are_widened(redraw):
+    x = torch.randn(3, 4).float()
+    linear = redraw(fk.LULinear((4,)), std=0.2).bfloat16()
+    y, log_det = linear(x)
+    assert y.dtype == log_det.dtype == torch.float32
+    assert (linear.inverse(y)[0] - x).abs().max() < 1e-4
+    assert fk.FixedRotation((4,)).bfloat16().condition_number() < 1.1
