@@ -306,12 +306,24 @@ class Flow(nn.Module):
     ) -> tuple[Data, Tensor | None]:
         if not temperature >= 0:
             raise InputError(f"temperature must be 0 or more, got {temperature}")
-        if self._base_wires and prepared is None:
-            prepared = self._prepare(conditions)
-        base_conditions = self._base_conditions((prepared,), conditions, lead) if self._base_wires else []
+        prepared, base_conditions = self._for_base(lead, conditions, prepared)
         z = self.base.sample(lead, *base_conditions, temperature=temperature)
         x, log_det, _ = self._decode(z, conditions, prepared, with_log_det=with_log_prob)
         return x, self.base.log_prob(z, *base_conditions) - log_det if with_log_prob else None
+
+    def _sample_of_noise(self, noise: Tensor, conditions: Batch, temperature: Tensor) -> Data:
+        """Samples without random numbers or a look at the temperature: what is exported."""
+        prepared, base_conditions = self._for_base(noise.shape[:-1], conditions, None)
+        z = self.base.from_noise(noise, *base_conditions, temperature=temperature)
+        return self._decode(z, conditions, prepared, with_log_det=False)[0]
+
+    def _for_base(
+        self, lead: torch.Size, conditions: Batch, prepared: Prepared | None
+    ) -> tuple[Prepared | None, list[Tensor]]:
+        if not self._base_wires:
+            return prepared, []
+        prepared = prepared if prepared is not None else self._prepare(conditions)
+        return prepared, self._base_conditions((prepared,), conditions, lead)
 
     def _check_latent(self, z: Tensor) -> None:
         if not isinstance(z, Tensor) or z.dim() < 1 or z.shape[-1] != self.dim:

@@ -16,7 +16,8 @@ from flowkit.subnets import MLP, build_subnet
 class Base(nn.Module):
     """A distribution of the flat latent z `(..., D)`, conditional or not.
 
-    Implementing one: `log_prob` and `sample` below; `condition_shapes` where it is conditional, which the flow fills
+    Implementing one: `log_prob`, and either `noise` and `from_noise` or, where samples are no function of noise whose
+    law is fixed, `sample`; `condition_shapes` where it is conditional, which the flow fills
     from the wires that `fk.Flow(graph, base=..., base_given=...)` names. Temperature scales z about the base's
     location; log-probabilities are always those of the untempered distribution.
 
@@ -38,7 +39,15 @@ class Base(nn.Module):
 
     def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
         """`(*shape, D)`, differentiable in the base's parameters; the conditions broadcast against `shape`."""
-        raise NotImplementedError(f"{type(self).__name__} has no sample")
+        return self.from_noise(self.noise(shape), *conditions, temperature=temperature)
+
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Draws `(*shape, N)` that depend neither on parameters nor on conditions: what `from_noise` takes."""
+        raise NotImplementedError(f"{type(self).__name__} has no noise, so nothing to make samples of")
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """The samples `(..., D)` of noise `(..., N)`, no random numbers drawn: what an exported `sample` runs."""
+        raise NotImplementedError(f"{type(self).__name__} has no from_noise, so its samples cannot be made of noise")
 
     def log_prob_of_parts(self, parts: Sequence[Tensor], *conditions: Tensor) -> Tensor:
         """Log-density of a latent that lies in several tensors `(..., D_i)`; override where no flat copy is needed."""

@@ -17,7 +17,7 @@ from flowkit.registry import register
 class LocationScale(Parametrized):
     """z = loc + exp(log_scale) u with independent elements u of a standard law: abstract.
 
-    A subclass has `standard_log_density(u)`, element by element, and `standard_noise(like)`.
+    A subclass has `standard_log_density(u)`, element by element, and `standard_noise(shape, like)`.
     """
 
     def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
@@ -36,10 +36,14 @@ class LocationScale(Parametrized):
         loc, log_scale = self.predicted(conditions).chunk(2, -1)
         return (self.standard_log_density((z - loc) * (-log_scale).exp()) - log_scale).sum(-1)
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Draws `(*shape, D)` of the standard law."""
+        return self.standard_noise((*shape, self.dim), self.numbers)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """The location plus scale times noise times the temperature."""
         loc, log_scale = self.predicted(conditions).chunk(2, -1)
-        return loc + log_scale.exp() * self.standard_noise((*shape, self.dim), loc) * temperature
+        return loc + log_scale.exp() * noise * temperature
 
 
 @register("flowkit.laplace")
@@ -153,9 +157,15 @@ class Uniform(Base):
         log_density = -(self.high - self.low).log().sum() + 0 * z.sum(-1)
         return torch.where(inside | z.isnan().any(-1), log_density, -math.inf)
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Uniform draws `(*shape, D)` from 0 to 1."""
+        return torch.rand(*shape, self.dim, dtype=self.low.dtype, device=self.low.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """Uniform draws, scaled by the temperature about the middle."""
-        u = torch.rand(*shape, self.dim, dtype=self.low.dtype, device=self.low.device) - 0.5
-        z = (self.low + self.high) / 2 + u * (self.high - self.low) * temperature
+        z = (self.low + self.high) / 2 + (noise - 0.5) * (self.high - self.low) * temperature
         # Rounding must not put a draw outside the box, where its density is 0.
-        return z if temperature > 1 else torch.minimum(torch.maximum(z, self.low), self.high)
+        within = torch.minimum(torch.maximum(z, self.low), self.high)
+        if isinstance(temperature, Tensor):  # no branch on its value, so that an exported sample takes any
+            return torch.where(temperature > 1, z, within)
+        return z if temperature > 1 else within

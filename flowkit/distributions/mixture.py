@@ -67,16 +67,22 @@ class GaussianMixture(Parametrized):
         each = (-0.5 * whitened.square() - log_scales).sum(-1) - self.dim * LOG_SQRT_2PI
         return (log_weights + each).logsumexp(-1)
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """D standard normal and K Gumbel draws, `(*shape, D + K)`."""
+        like = {"dtype": self.numbers.dtype, "device": self.numbers.device}
+        normal = torch.randn(*shape, self.dim, **like)
+        return torch.cat((normal, -torch.empty(*shape, self.components, **like).exponential_().log()), -1)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """A component by its weight, then its normal."""
         log_weights, means, log_scales = self._parts(conditions)
-        noise = torch.randn(*shape, self.dim, dtype=means.dtype, device=means.device)
+        normal, gumbel = noise.split([self.dim, self.components], -1)
+        lead = noise.shape[:-1]
         # The largest of weight plus Gumbel noise falls on a component with its probability, at any leading shape.
-        gumbel = -torch.empty(*shape, self.components, dtype=means.dtype, device=means.device).exponential_().log()
-        chosen = (log_weights.detach() + gumbel).argmax(-1)[..., None, None].expand(*shape, 1, self.dim)
-        full = (*shape, self.components, self.dim)
+        chosen = (log_weights.detach() + gumbel).argmax(-1)[..., None, None].expand(*lead, 1, self.dim)
+        full = (*lead, self.components, self.dim)
         mean, log_scale = (each.expand(full).gather(-2, chosen).squeeze(-2) for each in (means, log_scales))
-        return mean + log_scale.exp() * noise * temperature
+        return mean + log_scale.exp() * normal * temperature
 
     def extra_repr(self) -> str:
         """D, the conditions, and K."""
@@ -131,8 +137,11 @@ class ClassConditional(Base):
         whitened = (z - loc) * (-log_scale).exp()
         return (-0.5 * whitened.square() - log_scale).sum(-1) - self.dim * LOG_SQRT_2PI
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `(*shape, D)`."""
+        return torch.randn(*shape, self.dim, dtype=self.means.dtype, device=self.means.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """mu_c + sigma_c times standard normal numbers times the temperature."""
         loc, log_scale = self._moments(conditions[0])
-        noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
         return loc + log_scale.exp() * noise * temperature

@@ -39,9 +39,13 @@ class StandardNormal(Base):
         squares = sum(part.square().sum(-1) for part in parts)
         return -0.5 * squares - self.dim * LOG_SQRT_2PI  # type: ignore[return-value]
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `(*shape, D)`."""
+        return torch.randn(*shape, self.dim, dtype=self.origin.dtype, device=self.origin.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """Standard normal numbers times the temperature."""
-        return torch.randn(*shape, self.dim, dtype=self.origin.dtype, device=self.origin.device) * temperature
+        return noise * temperature
 
 
 @register("flowkit.diagonal_normal")
@@ -89,10 +93,14 @@ class DiagonalNormal(Base):
         whitened = (z - loc) * (-log_scale).exp()
         return (-0.5 * whitened.square() - log_scale).sum(-1) - self.dim * LOG_SQRT_2PI
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `(*shape, D)`."""
+        like = next(self.parameters())
+        return torch.randn(*shape, self.dim, dtype=like.dtype, device=like.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """mu + sigma times standard normal numbers times the temperature."""
         loc, log_scale = self._moments(conditions)
-        noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
         return loc + log_scale.exp() * noise * temperature
 
 
@@ -138,9 +146,12 @@ class FullNormal(Parametrized):
         whitened = torch.linalg.solve_triangular(factor, (z - loc).unsqueeze(-1), upper=False).squeeze(-1)
         return -0.5 * whitened.square().sum(-1) - log_diagonal.sum(-1) - self.dim * LOG_SQRT_2PI
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `(*shape, D)`."""
+        return torch.randn(*shape, self.dim, dtype=self.numbers.dtype, device=self.numbers.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """mu + L times standard normal numbers times the temperature."""
         loc, _, factor = self._moments(conditions)
-        noise = torch.randn(*shape, self.dim, dtype=loc.dtype, device=loc.device)
         # No matrix product: autocast would round it to half precision.
         return loc + (factor * noise.unsqueeze(-2)).sum(-1) * temperature

@@ -185,3 +185,26 @@ def test_against_torch():
 def test_refusals(make, message):
     with pytest.raises(fk.FlowkitError, match=message):
         make()
+
+
+@every
+def test_a_sample_is_a_function_of_noise(name):
+    """The same at a temperature that is a tensor; a base may have no such noise (then its `sample` is its own)."""
+    base, conditions = drawn(name, 3)
+    if type(base).from_noise is Base.from_noise:
+        assert type(base).sample is not Base.sample
+        return
+    for temperature in (0.7, 1.5):
+        torch.manual_seed(3)
+        z = base.sample((6,), *conditions, temperature=temperature)
+        torch.manual_seed(3)
+        noise = base.noise((6,))
+        assert torch.equal(base.from_noise(noise, *conditions, temperature=torch.tensor(temperature)), z)
+        assert torch.equal(base.from_noise(noise, *conditions, temperature=temperature), z)
+
+
+def test_a_base_without_samples_says_what_it_lacks():
+    with pytest.raises(NotImplementedError, match="Base has no noise"):
+        Base(2).sample((3,))
+    with pytest.raises(NotImplementedError, match="Base has no from_noise"):
+        Base(2).from_noise(torch.zeros(3, 2))
