@@ -69,9 +69,10 @@ class GaussianMixture(Parametrized):
 
     def noise(self, shape: Sequence[int]) -> Tensor:
         """D standard normal and K Gumbel draws, `(*shape, D + K)`."""
-        like = {"dtype": self.numbers.dtype, "device": self.numbers.device}
-        normal = torch.randn(*shape, self.dim, **like)
-        return torch.cat((normal, -torch.empty(*shape, self.components, **like).exponential_().log()), -1)
+        dtype, device = self.numbers.dtype, self.numbers.device
+        normal = torch.randn(*shape, self.dim, dtype=dtype, device=device)
+        exponential = torch.empty(*shape, self.components, dtype=dtype, device=device).exponential_()
+        return torch.cat((normal, -exponential.log()), -1)
 
     def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """A component by its weight, then its normal."""
