@@ -56,11 +56,11 @@ def resumed_run(
     default_out: str,
     command: str,
     fixed: Sequence[str],
-    left_by_a_run: str = CHECKPOINT,
+    left_by_a_run: tuple[str, ...] = (CHECKPOINT,),
 ) -> tuple[S, Where]:
     """The settings of the run in --out, or of the last one, with what may change changed.
 
-    A folder holds a run that can go on where the file `left_by_a_run` is in it.
+    A folder holds a run that can go on where one of the files `left_by_a_run` is in it.
 
     Raises:
         ConfigError: an option that would make it another run: one of `fixed`, or fewer steps.
@@ -68,9 +68,9 @@ def resumed_run(
     """
     out = options["out"]
     folders = [out] if out is not None else runs_at(Path(default_out))
-    left = [folder for folder in folders if (folder / left_by_a_run).is_file()]
+    left = [folder for folder in folders if any((folder / name).is_file() for name in left_by_a_run)]
     if not left:
-        raise StorageError(f"there is no run to resume in {out or default_out}: it has no {left_by_a_run}")
+        raise StorageError(f"there is no run to resume in {out or default_out}: it has no {left_by_a_run[0]}")
     folder = left[-1]
     found: Any = read_settings(folder, settings)
     for name in fixed:
@@ -94,7 +94,7 @@ def check_numbers(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: as said.
     """
-    for name in ("steps", "batch_size", "samples"):
+    for name in ("steps", "batch_size", "samples", "pretrain"):
         value = options.get(name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -191,12 +191,13 @@ def announcement(settings: Any, parameters: int, folder: Path) -> str:
     )
 
 
-def stopped(example: str, folder: Path, done: int, steps: int) -> str:
+def stopped(example: str, folder: Path, done: int, steps: int, what: str = "") -> str:
     """What is said after Ctrl-C."""
     if not done:
         return "Stopped before the first step: there is nothing to keep."
     command = f"flowkit examples {example} --resume --out {shlex.quote(str(folder))}"
-    return f"Stopped after step {done:,} of {steps:,}; its state is kept. Go on with:\n  {command}"
+    of_what = f"{steps:,} {what}".rstrip()
+    return f"Stopped after step {done:,} of {of_what}; its state is kept. Go on with:\n  {command}"
 
 
 def mean_bits(losses: Sequence[float]) -> float:

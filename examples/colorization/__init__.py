@@ -24,6 +24,11 @@ from .recipes import DEFAULT_OUT, RECIPES
 @click.option("--root", type=click.Path(path_type=Path), help="Where cifar10 or imagenet lies.  [default: data]")
 @click.option("--download", is_flag=True, help="Let torchvision download cifar10 there.")
 @click.option("--preset", type=click.Choice(list(RECIPES)), help="The network and its recipe.  [default: demo]")
+@click.option(
+    "--stream", is_flag=True, default=None, help="Read --data, tar shards, front to back: files, pipe:, https:."
+)
+@click.option("--held-out", metavar="DATA", help="What judges a --stream.  [default: shards val-* beside train-*]")
+@click.option("--pretrain", type=int, metavar="STEPS", help="First train the conditioning net to name colours.")
 @click.option("--steps", type=int, help="Training steps, in all.  [default: the preset's]")
 @click.option("--batch-size", type=int, help="[default: the preset's]")
 @click.option("--lr", type=float, help="Learning rate.  [default: the preset's]")

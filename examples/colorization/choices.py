@@ -11,9 +11,10 @@ from flowkit.errors import ConfigError, StorageError
 
 from .._common.recipes import CHECKPOINT, MODEL, SETTINGS
 from .._common.runs import Where, check_numbers, new_run, resumed_run, runs_at
-from .recipes import COMPARISON_OUT, DEFAULT_OUT, RECIPES
+from .recipes import COMPARISON_OUT, DEFAULT_OUT, PRETRAINING, RECIPES
 
-FIXED_BY_A_RUN = ("data", "root", "preset", "batch_size", "lr", "seed")
+FIXED_BY_A_RUN = ("data", "root", "preset", "batch_size", "lr", "seed", "stream", "held_out", "pretrain")
+OF_TRAINING = ("stream", "held_out", "pretrain")
 FIXED_BY_A_COMPARISON = (*FIXED_BY_A_RUN, "steps")
 
 
@@ -33,6 +34,9 @@ class Settings:
     temperature: float = 1.0
     compare: bool = False
     ablations: bool = True
+    stream: bool = False
+    held_out: str = ""
+    pretrain: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,15 @@ def training_choices(options: Mapping[str, Any], command: str) -> tuple[Settings
     given = {**options, "root": None if options["root"] is None else str(options["root"])}
     if not options["ablations"] and not options["compare"]:
         raise ConfigError("--without-ablations is for --compare")
+    for name in OF_TRAINING:
+        if options["compare"] and options[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} does not go together with --compare")
+    if options["held_out"] and not options["stream"] and not options["resume"]:
+        raise ConfigError("--held-out is for --stream: other data are split as `--data` says")
     if options["compare"]:
-        kind = (COMPARISON_OUT, command, FIXED_BY_A_COMPARISON, SETTINGS)
+        kind = (COMPARISON_OUT, command, FIXED_BY_A_COMPARISON, (SETTINGS,))
     else:
-        kind = (DEFAULT_OUT, command, FIXED_BY_A_RUN, CHECKPOINT)
+        kind = (DEFAULT_OUT, command, FIXED_BY_A_RUN, (CHECKPOINT, PRETRAINING))
     if options["resume"]:
         settings, where = resumed_run(Settings, given, *kind)
         if settings.compare != options["compare"]:
@@ -82,7 +91,7 @@ def photograph_choices(photographs: Sequence[Path], options: Mapping[str, Any]) 
         StorageError: no model is named, and no run has left one.
     """
     check_numbers(options)
-    for name in ("data", "root", "preset", "steps", "batch_size", "lr", "resume", "download", "compare"):
+    for name in ("data", "root", "preset", "steps", "batch_size", "lr", "resume", "download", "compare", *OF_TRAINING):
         if options[name] not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} is for training, and does not go together with PHOTO")
     model = options["model"]

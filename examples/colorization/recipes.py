@@ -6,6 +6,8 @@ from .._common.recipes import Recipe
 
 DEFAULT_OUT = "runs/colorization"
 
+PRETRAINING = "pretraining.ckpt"  # the conditioning net's own training
+
 COMPARISON_OUT = "runs/colorization-comparison"
 
 METRIC_SAMPLES = 8  # best of 8, as in the paper

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from flowkit_cinn import colorization_cinn
 from flowkit_cinn.translation.images import save_image
 from flowkit_cinn.translation.pictures import loss_curve
 from flowkit_cinn.translation.sources import Source, open_source
+from flowkit_cinn.translation.streams import open_stream
 
 from .._common.recipes import CHECKPOINT, MODEL
 from .._common.runs import INTERRUPTED, Where, announcement, begin, first_process, mean_bits, stopped, terminal
 from .choices import Settings
 from .gallery import colorizations, temperatures
+from .pretraining import Pretraining, pretrain
 from .recipes import METRIC_SAMPLES
 from .report import Report, page
 from .scoring import judge
@@ -43,32 +46,49 @@ def run(settings: Settings, where: Where) -> int:
     """
     out = terminal()
     trainer_device(where.device)
-    source = open_source(settings.data, root=settings.root, download=where.download)
+    if settings.stream:
+        source = open_stream(settings.data, settings.held_out)
+    else:
+        source = open_source(settings.data, root=settings.root, download=where.download)
     out.print(source.report.summary(), soft_wrap=True)
     torch.manual_seed(settings.seed)
     flow = colorization_cinn(settings.preset)
     folder = begin(where, settings)
     count = sum(p.numel() for p in flow.parameters())
     out.print(announcement(settings, count, folder), soft_wrap=True)
+    pretraining = None
+    if settings.pretrain:
+        pretraining = pretrain(flow, source, settings, device=where.device, folder=folder, show=terminal(error=True))
+        if pretraining.interrupted:
+            steps = len(pretraining.losses)
+            out.print(stopped("colorization", folder, steps, settings.pretrain, "of pre-training"), soft_wrap=True)
+            return INTERRUPTED
     result = train(
         flow,
         source,
         settings,
         device=where.device,
         checkpoint=folder / CHECKPOINT,
-        resume=where.resume,
+        resume=where.resume and (folder / CHECKPOINT).is_file(),
         callbacks=[Progress(terminal(error=True))],
     )
     if result.interrupted:
         out.print(stopped("colorization", folder, result.steps, settings.steps), soft_wrap=True)
         return INTERRUPTED
     if first_process():
-        leave_results(flow, source, settings, where.command, result, folder, out)
+        leave_results(flow, source, settings, where.command, result, folder, out, pretraining)
     return 0
 
 
 def leave_results(
-    flow: fk.Flow, source: Source, settings: Settings, command: str, result: FitResult, folder: Path, out: Console
+    flow: fk.Flow,
+    source: Source,
+    settings: Settings,
+    command: str,
+    result: FitResult,
+    folder: Path,
+    out: Console,
+    pretraining: Pretraining | None = None,
 ) -> None:
     """The model, figures, pictures and the report of a trained flow."""
     flow.eval()
@@ -102,6 +122,13 @@ def leave_results(
         },
         "seconds": {"training": round(result.seconds, 1), "pictures": round(time.monotonic() - started, 1)},
     }
+    if pretraining is not None:
+        metrics["pretraining"] = {
+            "steps": len(pretraining.losses),
+            "nats_per_pixel_first": pretraining.losses[0],
+            "nats_per_pixel_last_50": mean(pretraining.losses[-50:]),
+        }
+        metrics["seconds"]["pretraining"] = round(pretraining.seconds, 1)
     write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     bits = [loss / math.log(2) for loss in result.losses]
     curve = loss_curve({"training": (list(range(1, len(bits) + 1)), bits)}, size=(8.0, 3.4))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import torch
 
 from flowkit import Flow
 from flowkit.errors import ConfigError
-from flowkit.training import FitResult, FlowModule, Schedule, batches, fit, keyed_noise
-from flowkit_cinn.translation.crops import ColorCrops, Crop, held_out_batch
+from flowkit.training import FitResult, FlowModule, Schedule, batches, fit, keyed_noise, streamed_batches
+from flowkit_cinn.translation.crops import ColorCrops, Crop, StreamedCrops, held_out_batch
 from flowkit_cinn.translation.metrics import Estimate, bits_per_dimension, bootstrap
 from flowkit_cinn.translation.sources import Source
 
@@ -76,6 +76,34 @@ def train(
         ema=recipe.ema,
         about={"preset": settings.preset},
     )
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    loader = crop_batches(source, sizes, module, settings, on_gpu=on_gpu)
+    result = fit(
+        module, loader, steps=settings.steps, checkpoint=checkpoint, resume=resume, device=device, callbacks=callbacks
+    )
+    if module.average is not None and not result.interrupted:
+        module.average.install()
+    return result
+
+
+def crop_batches(source: Source, sizes: Sizes, run: Any, settings: Settings, *, on_gpu: bool) -> Iterable[Any]:
+    """Batches `{"ab": (B, 2, h, w), "photo": (B, 1, H, W)}` from where `run` is to the last of `settings.steps`.
+
+    Where the source names shards to stream, they are read front to back, otherwise images by their number.
+    """
+    workers = WORKERS_BESIDE_A_GPU if on_gpu else 0
+    if source.shards:
+        streamed = StreamedCrops(photo_size=sizes.photo, ab_size=sizes.ab, seed=settings.seed)
+        return streamed_batches(
+            source.shards,
+            run,
+            decode=streamed,
+            collate=streamed.collate,
+            batch_size=settings.batch_size,
+            steps=settings.steps,
+            seed=settings.seed,
+            workers=workers,
+        )
     crops = ColorCrops(
         source.train,
         photo_size=sizes.photo,
@@ -84,22 +112,15 @@ def train(
         length=settings.steps * settings.batch_size,
         report=source.report,
     )
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    loader = batches(
+    return batches(
         crops,
-        module,
+        run,
         batch_size=settings.batch_size,
         steps=settings.steps,
         shuffle=False,  # the crops' own order is shuffled already
         seed=settings.seed,
-        workers=WORKERS_BESIDE_A_GPU if on_gpu else 0,
+        workers=workers,
     )
-    result = fit(
-        module, loader, steps=settings.steps, checkpoint=checkpoint, resume=resume, device=device, callbacks=callbacks
-    )
-    if module.average is not None and not result.interrupted:
-        module.average.install()
-    return result
 
 
 def held_out(flow: Flow, source: Source) -> tuple[Crop, list[str]]:

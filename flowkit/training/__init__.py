@@ -20,6 +20,7 @@ _HOME = {
     "Schedule": "flowkit.training.schedule",
     "NextItems": "flowkit.training.loading",
     "batches": "flowkit.training.loading",
+    "list_shards": "flowkit.training.tars",
     "streamed_batches": "flowkit.training.shards",
     "FlowModule": "flowkit.training.module",
     "MovingAverage": "flowkit.training.average",
@@ -59,3 +60,4 @@ if TYPE_CHECKING:
     from flowkit.training.run import FitResult, fit
     from flowkit.training.schedule import Schedule
     from flowkit.training.shards import streamed_batches
+    from flowkit.training.tars import list_shards

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from flowkit.errors import ConfigError, FlowkitError, InputError, StorageError
 from flowkit.training.loading import SPARE_BATCHES, leave_interrupts_to_the_main_process, process_place
 from flowkit.training.noise import generator_for
-from flowkit.training.tars import Entries, listed, samples_of_shard, webdataset_package
+from flowkit.training.tars import Entries, list_shards, samples_of_shard, webdataset_package
 
 SPLITS = ("items", "shards")
 BLOCK = 1000  # samples that are shuffled among each other
@@ -102,7 +102,7 @@ def streamed_batches(
             f"split of {' or '.join(SPLITS)}, got {batch_size}, {steps}, {shuffle}, {workers} and {split!r}"
         )
     webdataset_package()
-    names = listed(shards)
+    names = list_shards(shards)
     return ShardBatches(names, run, decode, batch_size, steps, split, shuffle, seed, workers, collate)
 
 

@@ -104,10 +104,10 @@ def _opened(shard: str) -> Any:
     return Path(shard).open("rb")
 
 
-def listed(shards: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+def list_shards(shards: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     """The shards by name, globs and braces expanded.
 
-    >>> listed("pipe:cat photos-{00..02}.tar")
+    >>> list_shards("pipe:cat photos-{00..02}.tar")
     ('pipe:cat photos-00.tar', 'pipe:cat photos-01.tar', 'pipe:cat photos-02.tar')
 
     Raises:

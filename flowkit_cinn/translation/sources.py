@@ -112,10 +112,13 @@ class Skipped:
 
 @dataclass
 class SourceReport:
-    """What a source holds. `skipped` grows while a source that is too large to be looked at beforehand is read."""
+    """What a source holds. `skipped` grows while a source that is too large to be looked at beforehand is read.
+
+    `used` is None for a stream, whose images nobody has counted.
+    """
 
     data: str
-    used: int = 0
+    used: int | None = 0
     held_out: int = 0
     split: str = ""
     checked: bool = True
@@ -127,7 +130,8 @@ class SourceReport:
         >>> SourceReport("photos", 20, 2, "by name", skipped=[Skipped("a.png", "it has no colours")]).summary()
         "photos: 20 images for training, 2 held out (by name). Skipped 1: 'a.png' (it has no colours)."
         """
-        text = f"{self.data}: {self.used} images for training, {self.held_out} held out ({self.split})."
+        training = "streamed for training" if self.used is None else f"{self.used} images for training"
+        text = f"{self.data}: {training}, {self.held_out} held out ({self.split})."
         if not self.skipped:
             return text
         named = [f"'{skip.name}' ({skip.reason})" for skip in self.skipped[:most_names]]
@@ -137,11 +141,15 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Source:
-    """Named images for training and held-out ones, which training never sees; and the report on both."""
+    """Named images for training and held-out ones, which training never sees; and the report on both.
+
+    `shards` are the ones to be read front to back instead of `train`, which is empty then.
+    """
 
     train: Sequence[AnyImage]
     held_out: Sequence[AnyImage]
     report: SourceReport
+    shards: tuple[str, ...] = ()
 
 
 def open_source(data: str | Path, *, root: str | Path = "data", download: bool = False) -> Source:
@@ -184,12 +192,17 @@ def open_source(data: str | Path, *, root: str | Path = "data", download: bool =
     return _shards(name, shards)
 
 
-def _folder(name: str, folder: Path) -> Source:
-    images = [
+def images_in(folder: Path) -> list[NamedImage]:
+    """The images in a folder and its subfolders, by their paths in it."""
+    return [
         NamedImage(path.relative_to(folder).as_posix(), path)
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
+
+
+def _folder(name: str, folder: Path) -> Source:
+    images = images_in(folder)
     if not images:
         raise DataError(f"the folder '{name}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     first = {image.name.split("/")[0] for image in images}
@@ -201,20 +214,21 @@ def _folder(name: str, folder: Path) -> Source:
 
 
 def _shards(name: str, shards: list[Path]) -> Source:
-    official = sorted({p for s in shards if "train" in s.name for p in _siblings(s)} - set(shards))
-    train = _unique(image for shard in shards for image in index_shard(shard))
+    official = sorted({p for s in shards if "train" in s.name for p in held_out_beside(s)} - set(shards))
+    train = uniquely_named(image for shard in shards for image in index_shard(shard))
     if not official:
         return make_source(name, train)
-    held_out = _unique(image for shard in official for image in index_shard(shard))
+    held_out = uniquely_named(image for shard in official for image in index_shard(shard))
     return make_source(name, train, held_out, f"the shards {official[0].name.split('-')[0]}-*.tar beside them")
 
 
-def _siblings(shard: Path) -> list[Path]:
+def held_out_beside(shard: Path) -> list[Path]:
+    """The shards `val*` beside a shard `train*`."""
     start = shard.name.split("train")[0]
     return sorted(shard.parent.glob(f"{glob.escape(start)}val*{shard.suffix}"))
 
 
-def _unique(images: Iterable[NamedImage]) -> list[NamedImage]:
+def uniquely_named(images: Iterable[NamedImage]) -> list[NamedImage]:
     """Entries of two shards may have one name: then the shard's name tells them apart."""
     images = list(images)
     seen: dict[str, int] = {}
@@ -307,7 +321,7 @@ def make_source(
     report = SourceReport(name, split=split, checked=len(images) + len(held_out or ()) <= SCAN_LIMIT)
     keep: Callable[[Sequence[AnyImage]], list[AnyImage]] = list
     if report.checked:
-        keep = lambda candidates: [image for image in candidates if _noted_usable(image, report)]  # noqa: E731
+        keep = lambda candidates: [image for image in candidates if noted_usable(image, report)]  # noqa: E731
     usable = keep(images)
     if held_out is None:
         usable, kept_out = split_by_name(usable)
@@ -317,7 +331,7 @@ def make_source(
     if len(usable) + len(kept_out) < LEAST_PHOTOGRAPHS or not kept_out or not usable:
         raise DataError(
             f"--data '{name}' has too few photographs: {len(usable) + len(kept_out)} can be used, at least "
-            f"{LEAST_PHOTOGRAPHS} are needed, held-out ones among them{_skipped_clause(report)}"
+            f"{LEAST_PHOTOGRAPHS} are needed, held-out ones among them{skipped_clause(report)}"
         )
     report.used, report.held_out = len(usable), len(kept_out)
     return Source(usable, kept_out, report)
@@ -345,14 +359,16 @@ def why_unusable(image: AnyImage, at_least: int | None = SCAN_SIDE) -> str | Non
     return "it has no colours" if is_colourless(picture) else None
 
 
-def _noted_usable(image: AnyImage, report: SourceReport) -> bool:
+def noted_usable(image: AnyImage, report: SourceReport) -> bool:
+    """Whether an image can be trained on; the report says why not."""
     reason = why_unusable(image)
     if reason is not None:
         report.skipped.append(Skipped(image.name, reason))
     return reason is None
 
 
-def _skipped_clause(report: SourceReport) -> str:
+def skipped_clause(report: SourceReport) -> str:
+    """The end of a sentence: how many images were left out, and why the first."""
     if not report.skipped:
         return ""
     first = report.skipped[0]
