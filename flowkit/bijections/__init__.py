@@ -1,18 +1,19 @@
 """The bijections, one family a file; each is registered under its name, `flowkit.<name>`."""
 
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
+from flowkit.bijections.all_in_one import AllInOneBlock
 from flowkit.bijections.autoregressive import MaskedAutoregressive
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.conv1x1 import InvertibleConv1x1
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
-from flowkit.bijections.elementwise import ElementwiseAffine
+from flowkit.bijections.elementwise import ConditionalAffine, ElementwiseAffine
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.low_rank import LowRankLinear
-from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, SplineCoupling
+from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, GlowCoupling, SplineCoupling
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.permutation import Permute, Reverse, Roll
@@ -27,9 +28,11 @@ __all__ = [
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AllInOneBlock",
     "Arctanh",
     "Box",
     "Concat",
+    "ConditionalAffine",
     "Coupling",
     "Elementwise",
     "ElementwiseAffine",
@@ -37,6 +40,7 @@ __all__ = [
     "FixedRotation",
     "Flatten",
     "GINCoupling",
+    "GlowCoupling",
     "Identity",
     "Inverse",
     "InvertibleConv1x1",

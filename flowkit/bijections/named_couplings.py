@@ -1,4 +1,4 @@
-"""Couplings by the names of the field: additive (NICE), volume-preserving (GIN), and with splines."""
+"""Couplings by the names of the field: additive (NICE), volume-preserving (GIN), Glow's, and with splines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowkit.bijections.coupling import Coupling
 from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.subnets import MLP, ConvNet
-from flowkit.univariate import Additive, RationalQuadraticSpline, VolumePreservingAffine
+from flowkit.univariate import Additive, RationalQuadraticSpline, SigmoidAffine, VolumePreservingAffine
 
 
 class VolumePreservingCoupling(Coupling):
@@ -122,6 +122,56 @@ class GINCoupling(VolumePreservingCoupling):
         if split == "checkerboard":
             raise ConfigError("GINCoupling: split='checkerboard' leaves gaps in the mean log-scale; use another split")
         affine = VolumePreservingAffine.recipe(clamp=clamp, limit=limit)
+        super().__init__(shape, given, subnet, affine, two_sided=two_sided, active=active, split=split)
+
+
+def _glow_examples() -> list[Example]:
+    mlp, conv = MLP(hidden=6, activation="silu"), ConvNet(hidden=4, kernel=(3, 1), activation="silu")
+    return [
+        Example((5,), subnet=mlp, two_sided=True),
+        Example((2,), given=((2,), (1,)), subnet=mlp, min_scale=0.0, active="first"),
+        Example((3, 2, 2), given=((1, 2, 2),), subnet=conv),
+        Example((1, 4), subnet=conv, split="checkerboard", two_sided=True),
+    ]
+
+
+@register("flowkit.glow_coupling", examples=_glow_examples)
+class GlowCoupling(Coupling):
+    """Glow's affine coupling: the scale of the second half is a sigmoid, predicted together with the shift.
+
+    forward: y1 = x1, y2 = x2 exp(s) + t with exp(s) = sigmoid(r(x1, c) + 2) + m, t = t(x1, c), log-det the sum of s.
+    inverse: x1 = y1, x2 = (y2 - t) exp(-s), log-det minus that. Two-sided as `fk.Coupling`.
+
+    It starts by scaling the half by sigmoid(2) + m = 0.88 + m, not as the identity: use `fk.AffineCoupling` for that.
+    FrEIA's `GLOWCouplingBlock`, which has no sigmoid, is `fk.AffineCoupling(two_sided=True, clamp="atan", limit=1.0)`.
+
+    Shapes: x `(B, C, ...)`, conditions `(B, C', ...)` of the same spatial size, log_det `(B,)`.
+
+    Args:
+        shape, given, subnet, two_sided, active, split: see `fk.Coupling`.
+        min_scale: m, see `fk.SigmoidAffine`.
+
+    Raises:
+        ShapeError, ConfigError: see `fk.Coupling` and `fk.SigmoidAffine`.
+
+    Source: Kingma and Dhariwal, Glow, 2018, table 1, and the sigmoid of its code, without its order of shift and scale.
+
+    >>> y, log_det = GlowCoupling((4,), min_scale=0.0)(torch.ones(5, 4))
+    >>> [round(value, 2) for value in y[0].tolist()], log_det.shape
+    ([1.0, 1.0, 0.88, 0.88], torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        given: int | Sequence = (),
+        subnet: Any = None,
+        min_scale: float = 1e-3,
+        two_sided: bool = False,
+        active: str = "second",
+        split: str | Sequence[int] = "halves",
+    ):
+        affine = SigmoidAffine.recipe(min_scale=min_scale)
         super().__init__(shape, given, subnet, affine, two_sided=two_sided, active=active, split=split)
 
 

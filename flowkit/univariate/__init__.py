@@ -3,12 +3,14 @@
 from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
+from flowkit.univariate.sigmoid_affine import SigmoidAffine
 from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_univariate
 
 __all__ = [
     "Additive",
     "Affine",
     "RationalQuadraticSpline",
+    "SigmoidAffine",
     "Univariate",
     "UnivariateRecipe",
     "VolumePreservingAffine",
