@@ -104,7 +104,7 @@ class AllInOneBlock(Bijection):
         kind = GINCoupling if volume_preserving else AffineCoupling
         self.coupling = kind(shape, given, subnet, clamp=clamp, limit=limit, split=split)
         self.reflections = OrthogonalLinear(shape, reflections=reflections) if reflections else None
-        self.mixing: Bijection = Permute(shape) if mixing == "permutation" else FixedRotation(shape)
+        self.mixing: Permute | FixedRotation = Permute(shape) if mixing == "permutation" else FixedRotation(shape)
         self.reverse_mixing = reverse_mixing
         per_channel = shape[:1] + (1,) * len(shape[1:])
         self.raw_scale = None if volume_preserving else nn.Parameter(torch.full(per_channel, start))

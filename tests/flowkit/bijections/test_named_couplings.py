@@ -1,6 +1,6 @@
 import pytest
 import torch
-from FrEIA.modules import AffineCouplingOneSided, ConditionalAffineTransform
+from FrEIA.modules import AffineCouplingOneSided, ConditionalAffineTransform, NICECouplingBlock
 from nflows.transforms import AffineCouplingTransform
 from torch import nn
 
@@ -95,3 +95,13 @@ def test_conditional_affine_insists_on_a_condition(given):
         fk.ConditionalAffine((3,), given=given)
     with pytest.raises(ConfigError, match=r"clamp must be 'tanh'"):
         fk.ConditionalAffine((3,), given=2, clamp="relu")
+
+
+def test_additive_is_freias_nice():
+    ours = fk.AdditiveCoupling((4,), given=((3,),), subnet=net, two_sided=True)
+    theirs = NICECouplingBlock([(4,)], [(3,)], subnet_constructor=net)
+    theirs.F.load_state_dict(ours.subnets[0].net.state_dict())
+    theirs.G.load_state_dict(ours.subnets[1].net.state_dict())
+    x, c = torch.randn(3, 4), torch.randn(3, 3)
+    torch.testing.assert_close(ours(x, c)[0], theirs([x], [c])[0][0])
+    torch.testing.assert_close(ours.inverse(x, c)[0], theirs([x], [c], rev=True)[0][0])
