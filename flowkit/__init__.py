@@ -25,6 +25,7 @@ _MODULES = {
         "ConditionalAffine",
         "AllInOneBlock",
         "Arctanh",
+        "Augment",
         "Box",
         "CDF",
         "Concat",
@@ -53,6 +54,7 @@ _MODULES = {
         "Roll",
         "SVDLinear",
         "Sigmoid",
+        "Slice",
         "Softplus",
         "Split",
         "Squeeze",
@@ -60,6 +62,8 @@ _MODULES = {
         "Sylvester",
         "Tanh",
         "Transpose",
+        "UniformDequantization",
+        "VariationalDequantization",
     ),
     "flowkit.compilation": ("compile",),
     "flowkit.distributions": (
@@ -135,6 +139,7 @@ if TYPE_CHECKING:
         AffineCoupling,
         AllInOneBlock,
         Arctanh,
+        Augment,
         Box,
         Concat,
         ConditionalAffine,
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
         Reverse,
         Roll,
         Sigmoid,
+        Slice,
         Softplus,
         SplineCoupling,
         Split,
@@ -175,6 +181,8 @@ if TYPE_CHECKING:
         Sylvester,
         Tanh,
         Transpose,
+        UniformDequantization,
+        VariationalDequantization,
     )
     from flowkit.compilation import compile
     from flowkit.distributions import (

@@ -53,6 +53,7 @@ class Bijection(nn.Module):
     slow_inverse: bool = False  # the inverse takes many passes, as an autoregressive map's: reverse mode avoids it
     adaptive: bool = False  # the number of steps depends on the data: not for full-graph compile or export
     dimension_changing: bool = False  # not a bijection in the strict sense: the likelihood is a bound
+    inexact: str = ""  # with the above or `stochastic`: what `log_prob` then is, for `flow.exact` to say
     integer_conditions: bool = False  # takes integer labels as they are
 
     in_shapes: tuple[Shape, ...]

@@ -112,7 +112,12 @@ class Flow(nn.Module):
         return x, log_det
 
     def log_prob(self, x: Data, given: Given = None) -> Tensor:
-        """log q(x | y) in nats, `(...)`: exact where `exact` is True. NaN in the data propagates."""
+        """log q(x | y) in nats, `(...)`: exact where `exact` is True. NaN in the data propagates.
+
+        Where a part changes the dimension (dequantisation, augmentation) it is one draw of a lower bound: the
+        logarithm of the mean of exp over many draws, `log_prob(x.expand(draws, ...))`, tends to log q(x | y). Where a
+        part is stochastic for another reason it is an estimate. `exact` says which part and why.
+        """
         return self._log_prob(x, self._conditions(given), None)
 
     @torch.no_grad()
@@ -174,6 +179,7 @@ class Flow(nn.Module):
         why = [
             f"'{name}' ({type(part).__name__}) "
             f"{'changes the dimension' if part.dimension_changing else 'is stochastic'}"
+            f"{part.inexact and f' ({part.inexact})'}"
             for name, part in self.network.nodes.items()
             if isinstance(part, Bijection) and (part.dimension_changing or part.stochastic)
         ]

@@ -2,6 +2,7 @@
 
 from flowkit.bijections.activations import Arctanh, Exp, LeakyReLU, Log, Logit, Power, Sigmoid, Softplus, Tanh
 from flowkit.bijections.all_in_one import AllInOneBlock
+from flowkit.bijections.augmentation import Augment, Slice
 from flowkit.bijections.autoregressive import MaskedAutoregressive
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
@@ -9,6 +10,8 @@ from flowkit.bijections.conv1x1 import InvertibleConv1x1
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
 from flowkit.bijections.elementwise import ConditionalAffine, ElementwiseAffine
+from flowkit.bijections.dequantization import UniformDequantization, VariationalDequantization
+from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
@@ -30,6 +33,7 @@ __all__ = [
     "AffineCoupling",
     "AllInOneBlock",
     "Arctanh",
+    "Augment",
     "Box",
     "Concat",
     "ConditionalAffine",
@@ -62,6 +66,7 @@ __all__ = [
     "Roll",
     "SVDLinear",
     "Sigmoid",
+    "Slice",
     "Softplus",
     "SplineCoupling",
     "Split",
@@ -70,4 +75,6 @@ __all__ = [
     "Sylvester",
     "Tanh",
     "Transpose",
+    "UniformDequantization",
+    "VariationalDequantization",
 ]
