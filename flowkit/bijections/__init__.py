@@ -12,6 +12,7 @@ from flowkit.bijections.decompositions import QRLinear, SVDLinear
 from flowkit.bijections.elementwise import ConditionalAffine, ElementwiseAffine
 from flowkit.bijections.dequantization import UniformDequantization, VariationalDequantization
 from flowkit.bijections.elementwise import ElementwiseAffine
+from flowkit.bijections.emerging import EmergingConvolution
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
@@ -19,6 +20,7 @@ from flowkit.bijections.low_rank import LowRankLinear
 from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, GlowCoupling, SplineCoupling
 from flowkit.bijections.normalization import ActNorm
 from flowkit.bijections.orthogonal import OrthogonalLinear
+from flowkit.bijections.periodic import PeriodicConvolution
 from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
@@ -40,6 +42,7 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "ElementwiseAffine",
+    "EmergingConvolution",
     "Exp",
     "FixedRotation",
     "Flatten",
@@ -55,6 +58,7 @@ __all__ = [
     "LowRankLinear",
     "MaskedAutoregressive",
     "OrthogonalLinear",
+    "PeriodicConvolution",
     "Permute",
     "Planar",
     "Power",
