@@ -70,7 +70,7 @@ class Racer:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     clip: Callable[[list[nn.Parameter]], None]
-    batches: Batches
+    batches: Any
     losses: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     turns: list[Slice] = field(default_factory=list)
@@ -178,7 +178,7 @@ def authors_racer(name: str, network: nn.Module, dim: int, batches: Batches, fus
     density = AuthorsDensity(network, dim)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=fused)
-    return Racer(name, density, density.loss, trained, optimizer, _clip_always, batches)
+    return Racer(name, density, density.loss, trained, optimizer, clip_always(CLIP), batches)
 
 
 def our_racer(name: str, flow: fk.Flow, batches: Batches) -> Racer:
@@ -189,14 +189,27 @@ def our_racer(name: str, flow: fk.Flow, batches: Batches) -> Racer:
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         return -flow.log_prob(x, given=labels).mean() / flow.dim - LOG_SQRT_2PI
 
-    return Racer(name, flow, loss, trained, optimizer, _clip_where_needed, batches)
+    return Racer(name, flow, loss, trained, optimizer, clip_where_needed(CLIP), batches)
 
 
-def _clip_always(parameters: list[nn.Parameter]) -> None:
-    torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+Clip = Callable[[list[nn.Parameter]], None]
 
 
-def _clip_where_needed(parameters: list[nn.Parameter]) -> None:
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm > CLIP - 1e-5:  # else the factor is 1, and multiplying by it only moves memory
-        torch.nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
+def clip_always(limit: float) -> Clip:
+    """As published: every gradient is multiplied in every step."""
+
+    def clip(parameters: list[nn.Parameter]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    return clip
+
+
+def clip_where_needed(limit: float) -> Clip:
+    """The same, but where the factor is 1, and multiplying by it only moves memory."""
+
+    def clip(parameters: list[nn.Parameter]) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > limit - 1e-5:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+    return clip
