@@ -9,9 +9,8 @@ from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.conv1x1 import InvertibleConv1x1
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
-from flowkit.bijections.elementwise import ConditionalAffine, ElementwiseAffine
 from flowkit.bijections.dequantization import UniformDequantization, VariationalDequantization
-from flowkit.bijections.elementwise import ElementwiseAffine
+from flowkit.bijections.elementwise import ConditionalAffine, ElementwiseAffine
 from flowkit.bijections.emerging import EmergingConvolution
 from flowkit.bijections.identity import Identity
 from flowkit.bijections.inverse import Inverse
