@@ -103,6 +103,8 @@ _MODULES = {
     "flowkit.storage": ("load", "save"),
     "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
     "flowkit.univariate": (
+        "Sigmoidal",
+        "LogisticMixture",
         "Additive",
         "Affine",
         "RationalQuadraticSpline",
@@ -226,8 +228,10 @@ if TYPE_CHECKING:
     from flowkit.univariate import (
         Additive,
         Affine,
+        LogisticMixture,
         RationalQuadraticSpline,
         SigmoidAffine,
+        Sigmoidal,
         Univariate,
         UnivariateRecipe,
         VolumePreservingAffine,

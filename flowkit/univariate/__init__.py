@@ -2,6 +2,7 @@
 
 from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
+from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
 from flowkit.univariate.sigmoid_affine import SigmoidAffine
 from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_univariate
@@ -9,8 +10,10 @@ from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_un
 __all__ = [
     "Additive",
     "Affine",
+    "LogisticMixture",
     "RationalQuadraticSpline",
     "SigmoidAffine",
+    "Sigmoidal",
     "Univariate",
     "UnivariateRecipe",
     "VolumePreservingAffine",
