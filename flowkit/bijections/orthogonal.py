@@ -16,20 +16,20 @@ FORMS = ("householder", "matrix_exp", "cayley")
 
 
 def householder(vectors: Tensor, columns: int | None = None) -> Tensor:
-    """The product of reflections H_1 H_2 ... H_K, `(C, C)`, for vectors `(K, C)`; a zero vector reflects nothing.
+    """The product of reflections H_1 H_2 ... H_K, `(..., C, C)`, for vectors `(..., K, C)`; one of 0 reflects nothing.
 
-    Only the first `columns` of it, if given, `(C, columns)`, without the work for the others.
+    Only the first `columns` of it, if given, `(..., C, columns)`, without the work for the others.
 
     With unit vectors as the rows of V the product is I - V^T S^-1 V, where S is upper triangular, has V V^T above its
     diagonal and 1/2 on it: one solve in place of K steps that wait for each other (Joffrain et al., 2006).
     """
     vectors = widened(vectors)
     with full_precision(vectors):
-        v = nn.functional.normalize(vectors, dim=1)
-        eye = torch.eye(v.shape[0], dtype=v.dtype, device=v.device)
-        triangle = (v @ v.T).triu(1) + 0.5 * eye
-        product = v.T @ torch.linalg.solve_triangular(triangle, v[:, :columns], upper=True)
-        return torch.eye(*product.shape, dtype=v.dtype, device=v.device) - product
+        v = nn.functional.normalize(vectors, dim=-1)
+        eye = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
+        triangle = (v @ v.mT).triu(1) + 0.5 * eye
+        product = v.mT @ torch.linalg.solve_triangular(triangle, v[..., :columns], upper=True)
+        return torch.eye(*product.shape[-2:], dtype=v.dtype, device=v.device) - product
 
 
 def reflection_vectors(owner: str, channels: int, reflections: int | None) -> Tensor:

@@ -7,7 +7,7 @@ shapes. The data is called x, the latent z.
 from flowkit.flows.autoregressive import iaf, maf
 from flowkit.flows.couplings import nice, nsf, realnvp
 from flowkit.flows.glow import glow
-from flowkit.flows.planar import planar
+from flowkit.flows.planar import planar, sylvester
 
 __all__ = [
     "glow",
@@ -17,4 +17,5 @@ __all__ = [
     "nsf",
     "planar",
     "realnvp",
+    "sylvester",
 ]

@@ -14,6 +14,7 @@ VECTORS = {
     "maf": lambda **k: fk.flows.maf(2, layers=3, hidden=(16,), **k),
     "iaf": lambda **k: fk.flows.iaf(2, layers=2, hidden=(16,), **k),
     "planar": lambda **k: fk.flows.planar(2, layers=4, **k),
+    "sylvester": lambda **k: fk.flows.sylvester(2, layers=3, **k),
 }
 
 
@@ -112,6 +113,7 @@ def test_known_posterior():
         (lambda: fk.flows.glow((3, 8, 8), levels=0), "glow: levels must be"),
         (lambda: fk.flows.maf((2, 4, 4)), "MaskedAutoregressive"),
         (lambda: fk.flows.planar(2, layers=-1), "planar: layers must be"),
+        (lambda: fk.flows.sylvester(2, layers=0), "sylvester: layers must be"),
         (lambda: fk.flows.realnvp(1), "AffineCoupling needs at least two channels"),
     ],
 )

@@ -6,13 +6,13 @@ import flowkit as fk
 
 def test_is_the_formula(redraw):
     b = redraw(fk.Sylvester((4,), units=3), 1)
-    q, outer, inner, stretch = b._matrices()
+    q, outer, inner, bias, stretch = b._matrices()
     torch.testing.assert_close(q.T @ q, torch.eye(3))
     assert outer.tril(-1).eq(0).all()
     assert inner.tril(-1).eq(0).all()
     torch.testing.assert_close(outer.diagonal() * inner.diagonal(), stretch - 1)
     x = torch.randn(5, 4)
-    torch.testing.assert_close(b(x)[0], x + torch.tanh(x @ q @ inner.T + b.bias) @ outer.T @ q.T)
+    torch.testing.assert_close(b(x)[0], x + torch.tanh(x @ q @ inner.T + bias) @ outer.T @ q.T)
 
 
 def test_starts_as_the_identity():
@@ -48,3 +48,33 @@ def test_refusals():
             fk.Sylvester((3,), units=units)
     with pytest.raises(fk.ConfigError, match=r"Sylvester: reflections must be a whole number"):
         fk.Sylvester((3,), reflections=0)
+    with pytest.raises(fk.ConfigError, match=r"Sylvester: a subnet needs conditions to predict from"):
+        fk.Sylvester((3,), subnet=fk.MLP())
+    with pytest.raises(fk.ShapeError, match=r"Sylvester on data of shape \(3,\) needs conditions that are vectors"):
+        fk.Sylvester((3,), given=((2, 4),))
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+def test_conditions_change_every_number(dim, redraw):
+    """Each row is what an unconditional one gives whose numbers are the learned ones and what the subnet predicts."""
+    units = min(dim, 3)
+    b = redraw(fk.Sylvester((dim,), given=((2,),), units=units, subnet=fk.MLP(hidden=4)), 0.5)
+    x, c = torch.randn(5, dim), torch.randn(5, 2)
+    y, log_det = b(x, c)
+    predicted = b.subnet(c)
+    for row in range(5):
+        alone = fk.Sylvester((dim,), units=units)
+        names = (["vectors"] if dim > 1 else []) + ["triangles", "inner_diagonal", "bias"]
+        numbers = [getattr(b, name) for name in names]
+        parts = predicted[row].split([each.numel() for each in numbers])
+        state = alone.state_dict()
+        state |= {n: v + p.view(v.shape) for n, v, p in zip(names, numbers, parts, strict=True)}
+        alone.load_state_dict(state | ({} if dim > 1 else {"vectors": b.vectors}))
+        wanted = alone(x[row : row + 1])
+        torch.testing.assert_close((y[row : row + 1], log_det[row : row + 1]), wanted)
+    torch.testing.assert_close(b.inverse(y, c), (x, -log_det))
+
+
+def test_a_conditional_one_starts_as_the_identity():
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(fk.Sylvester((3,), given=2)(x, torch.randn(4, 2)), (x, torch.zeros(4)))
