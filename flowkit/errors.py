@@ -29,6 +29,10 @@ class NonFiniteError(InputError):
     """NaN or infinity where numbers are needed; the message names the tensor and the first bad index."""
 
 
+class ConvergenceError(FlowkitError, ArithmeticError):
+    """An inverse that is found by iteration and did not reach its tolerance; the message holds the row and figures."""
+
+
 class RegistryError(FlowkitError, LookupError):
     """A name that is not registered, is registered twice, or belongs to a plugin that is missing."""
 
