@@ -1,0 +1,117 @@
+"""The root x of x + g(x) = y for a contraction g, with exact gradients, and the check that it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flowkit.errors import ConvergenceError
+from flowkit.jacobian_net import Linearized
+
+POLISH = 2  # recorded Newton steps: with one the first derivatives are exact, with two the first three
+ROUNDINGS = 256  # a residual cannot be expected to be smaller than so many roundings
+Function = Callable[[Tensor], Linearized]
+
+
+def limit_of(y: Tensor, tolerance: float, least: float = 1.0) -> Tensor:
+    """What the residual's norm may be at most, `(B,)`: relative to 1 + |y|, or to `least` + |y|."""
+    return max(tolerance, ROUNDINGS * torch.finfo(y.dtype).eps) * (least + _norm(y))
+
+
+def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """The root by a fixed number of steps, each Newton's or, where it leaves less of the residual, x <- y - g(x).
+
+    The residual shrinks by the Lipschitz constant of g at every step at least, and is squared near the root. There are
+    no branches on data but the check, which runs in eager mode alone.
+
+    Raises:
+        ConvergenceError: the residual is above the tolerance.
+    """
+
+    def newton(x: Tensor) -> tuple[Tensor, Tensor]:
+        g = function(x)
+        residual = y - x - g.value
+        matrix = g.jacobian()
+        matrix = matrix + torch.eye(matrix.shape[-1], dtype=y.dtype, device=y.device)
+        step = torch.linalg.solve(matrix, residual.flatten(1).unsqueeze(2)).reshape(y.shape)
+        return x + step, residual
+
+    with torch.no_grad():
+        x = y - function(y).value
+        for _ in range(iterations):
+            by_newton, residual = newton(x)
+            by_picard = x + residual
+            left, right = (_norm(y - root - function(root).value) for root in (by_newton, by_picard))
+            better = (left < right).reshape(-1, *[1] * (y.dim() - 1))  # False where one is not a number
+            x = torch.where(better, by_newton, by_picard)
+    for _ in range(POLISH):
+        x, residual = newton(x)
+    _check(owner, residual.detach(), limit_of(y.detach(), tolerance), iterations)
+    return x
+
+
+def fixed_point(owner: str, function: Function, y: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """The root by x <- y - g(x) until the residual of every row is below the tolerance; `iterations` at most.
+
+    Gradients come by the implicit function theorem, whose linear system is solved likewise; they are not recorded, and
+    a second derivative is refused by torch.
+
+    Raises:
+        ConvergenceError: the residual is above the tolerance after that many steps, here or in backward.
+    """
+    limit = limit_of(y.detach(), tolerance)
+    with torch.no_grad():
+        x = y
+        for _ in range(iterations):
+            residual = y - x - function(x).value
+            if not (_norm(residual) > limit).any():  # not a number: passed on
+                break
+            x = x + residual
+        else:
+            _check(owner, y - x - function(x).value, limit, iterations)
+    g = function(x.detach())
+    return _Root.apply(y - g.value, x, g, (owner, iterations, tolerance))
+
+
+class _Root(torch.autograd.Function):
+    """x, as a function of y - g(x) with x held fixed: backward multiplies by the inverse of I + J^T."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, x: Tensor, g: Linearized, settings: tuple) -> Tensor:
+        ctx.g, ctx.settings = g, settings
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        owner, iterations, tolerance = ctx.settings
+        limit, solution = limit_of(grad, tolerance, 0.0), grad  # a gradient has no scale of its own
+        for _ in range(iterations):
+            residual = grad - solution - ctx.g.pull(solution.unsqueeze(0))[0]
+            if not (_norm(residual) > limit).any():
+                break
+            solution = solution + residual
+        else:
+            _check(f"{owner}'s gradient", residual, limit, iterations)
+        return solution, None, None, None
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def _check(owner: str, residual: Tensor, limit: Tensor, iterations: int) -> None:
+    if torch.compiler.is_compiling() or residual.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    norm = _norm(residual)
+    if not (norm > limit).any():
+        return
+    row = int((norm / limit).nan_to_num(0).argmax())
+    raise ConvergenceError(
+        f"{owner}: row {row} has a residual of {norm[row].item():.3g} after {iterations} iterations, and may have "
+        f"{limit[row].item():.3g}: allow more iterations, or a smaller coeff"
+    )
