@@ -23,6 +23,7 @@ BUILTIN_MODULES = (
     "flowkit.features",
     "flowkit.distributions",
     "flowkit.graph.network",
+    "flowkit.interop",
 )
 
 T = TypeVar("T")
@@ -163,8 +164,15 @@ def name_of(thing: Any) -> str | None:
 
 
 def arguments_of(instance: Any) -> Arguments | None:
-    """What an instance of a registered class was built with; None for any other object."""
-    return getattr(instance, "_built_with", None) if name_of(instance) else None
+    """What an instance of a registered class is built with again; None for any other object.
+
+    That is what it was built with, or what its `written_arguments()` says where it has that method: a wrapper of
+    somebody's object describes it in plain data.
+    """
+    if not name_of(instance):
+        return None
+    describe = getattr(instance, "written_arguments", None)
+    return describe() if describe is not None else getattr(instance, "_built_with", None)
 
 
 def lookup(name: str) -> Any:

@@ -3,45 +3,102 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, Output
-from flowkit.errors import ConfigError, MissingDependencyError
+from flowkit.errors import ConfigError
 from flowkit.flow import Flow
 from flowkit.graph import Graph
+from flowkit.interop.freia_modules import (
+    build_module,
+    describe_module,
+    dims_in_of,
+    freia_modules,
+    refuse,
+    settle,
+)
+from flowkit.registry import Arguments, Example, Unwritable, register
 
-REFUSED = {  # modules of FrEIA 0.2 that are no bijection with a right log-det
-    "LearnedElementwiseScaling": "the log-det of its inverse has the wrong sign",
-    "InvAutoFC": "it is no bijection, and its log-det is always zero",
-    "InvAutoConv2D": "it is no bijection, and its log-det is always zero",
-    "IResNetLayer": "its log-det is a truncated random estimate, and its call changes the caller's tensor",
-    "GaussianMixtureModel": "it takes component indices among its conditions, and maps to several latents at once",
-    "ActNorm": "its first call, in either direction, changes its weights",
-}
-ORTHOGONAL = 1e-4
+
+def _examples() -> list[Example]:
+    if importlib.util.find_spec("FrEIA") is None:
+        return []
+
+    def dense(c_in: int, c_out: int) -> dict:
+        first = {"layer": "Linear", "in_features": c_in, "out_features": 6}
+        last = {"layer": "Linear", "in_features": 6, "out_features": c_out}
+        return {"layer": "Sequential", "layers": [first, {"layer": "SiLU"}, last]}
+
+    def convolution(c_in: int, c_out: int) -> dict:
+        return {"layer": "Conv2d", "in_channels": c_in, "out_channels": c_out, "kernel_size": 3, "padding": 1}
+
+    def example(name: str, *shapes: tuple, given: tuple = (), subnets: dict | None = None, **options: Any) -> Example:
+        written: dict[str, Any] = {"module": name, "dims_in": list(shapes), "options": options}
+        return Example({**written, **({"dims_c": list(given)} if given else {}), "subnets": subnets or {}})
+
+    return [
+        example(
+            "GLOWCouplingBlock",
+            (3,),
+            given=((2,),),
+            subnets={"subnet1": dense(3, 4), "subnet2": dense(4, 2)},
+            split_len=1,
+        ),
+        example(
+            "GINCouplingBlock",
+            (2, 2, 3),
+            subnets={"subnet1": convolution(1, 2), "subnet2": convolution(1, 2)},
+            clamp=1.0,
+            clamp_activation="TANH",
+        ),
+        example("ConditionalAffineTransform", (2,), given=((3,),), subnets={"subnet": dense(3, 4)}),
+        example("InvAutoAct", (3, 4)),
+        example("PermuteRandom", (5,)),
+        example("Split", (3, 2), section_sizes=(1, 2), dim=0),
+    ]
 
 
+@register("flowkit.freia", examples=_examples)
 class FreiaBijection(Bijection):
     """A module of FrEIA as a bijection: it runs as it is, on tensors of its own, and shares its weights.
 
     forward: (y, log-det) = module(x, c). inverse: (x, log-det) = module(y, c, rev=True).
 
+    It can be saved where the module is FrEIA's own and its subnets are of `flowkit.interop.layers.LAYERS` or registered
+    classes; a clamp of the user's must be a registered function. The file holds the module's name, which is looked up
+    among FrEIA's modules alone, and its arguments as plain data; with the same module in both places, what is loaded
+    gives the same numbers to the last bit, which flowkit's own couplings, whose clamps differ, would not.
+
     Args:
-        module: a built `FrEIA.modules.InvertibleModule`; its shapes are `dims_in` and `dims_c`.
+        module: a built `FrEIA.modules.InvertibleModule`, whose shapes are `dims_in` and `dims_c`; or its description,
+            a dictionary as files hold it.
 
     Raises:
-        ConfigError: a module whose log-det or inverse is known to be wrong in FrEIA 0.2.
+        ConfigError: a module whose log-det or inverse is known to be wrong in FrEIA 0.2; a wrong description.
+        MissingDependencyError: a description, and FrEIA is not installed.
     """
 
     def __init__(self, module: Any):
+        if isinstance(module, Mapping):
+            module = build_module(module)
         refuse(module)
-        super().__init__(*_outer(module), given=tuple(tuple(s) for s in module.dims_c))
+        settle(module)
+        super().__init__(*dims_in_of(module), given=tuple(tuple(s) for s in module.dims_c))
         self.module = module
         self.out_shapes = tuple(tuple(int(n) for n in s) for s in module.output_dims(list(self.in_shapes)))
+
+    def written_arguments(self) -> Arguments:
+        """The module's description, for files; where it has none, the reason."""
+        try:
+            return Arguments(describe_module(self.module))
+        except ConfigError as error:
+            return Arguments(Unwritable(f"FrEIA's {type(self.module).__name__} ({error})"))
 
     def forward(self, *inputs_and_conditions: Tensor) -> tuple[Output, Tensor]:
         """Data to latent."""
@@ -56,35 +113,16 @@ class FreiaBijection(Bijection):
         values = [x.clone(memory_format=torch.contiguous_format) for x in args[:count]]
         given = {"c": list(args[count:])} if self.condition_shapes else {}
         outputs, log_det = self.module(values, rev=rev, jac=True, **given)
+        _forget(self.module)
         x = args[0]
         dtype = torch.promote_types(x.dtype, torch.float32)
         log_det = torch.as_tensor(log_det, dtype=dtype, device=x.device).expand(x.shape[0])
         return (outputs[0] if len(outputs) == 1 else tuple(outputs)), log_det
 
 
-def _outer(module: Any) -> list[tuple[int, ...]]:
-    # The upsampling modules initialise their parents with the output's shape, and so report that one.
-    names = {cls.__name__ for cls in type(module).__mro__}
-    if names & {"IRevNetUpsampling", "HaarUpsampling"}:
-        return [(4 * c, h // 2, w // 2) for c, h, w in module.dims_in]
-    return [tuple(int(n) for n in shape) for shape in module.dims_in]
-
-
-def refuse(module: Any) -> None:
-    """Refuse a module of FrEIA 0.2 that is wrong, by name."""
-    for cls in type(module).__mro__:
-        name = cls.__name__
-        reason = REFUSED.get(name) if cls.__module__.startswith("FrEIA.") else None
-        if name == "InvertibleSigmoid" and len(module.dims_in[0]) > 1:
-            reason = "its log-det is summed over channels alone"
-        elif name == "HouseholderPerm" and module.conditional:
-            reason = "its product with a condition's reflections fails"
-        elif name == "OrthogonalTransform":
-            w = module.weights.detach()
-            if (w @ w.T - torch.eye(len(w), dtype=w.dtype, device=w.device)).abs().max() > ORTHOGONAL:
-                reason = "its matrix has drifted from orthogonality, so its inverse and log-det are wrong"
-        if reason:
-            raise ConfigError(f"FrEIA's {name} cannot be converted: {reason}")
+def _forget(module: Any) -> None:
+    if getattr(module, "householder", 0):
+        module.w_perm = module.w_perm_inv = None  # made anew in each call; with a gradient they cannot be copied
 
 
 def from_freia(network: Any) -> Flow:
@@ -96,7 +134,7 @@ def from_freia(network: Any) -> Flow:
         MissingDependencyError: FrEIA is not installed.
         ConfigError: not such a network, or it has a module that is wrong in FrEIA 0.2.
     """
-    _freia()
+    freia_modules()
     import FrEIA.framework as ff
 
     if isinstance(network, ff.SequenceINN):
@@ -162,17 +200,8 @@ def _name(node: Any) -> str | None:
 
 def _copy(module: Any) -> Any:
     refuse(module)
-    if getattr(module, "householder", 0):
-        module.w_perm = module.w_perm_inv = None  # made anew in each call; with a gradient they cannot be copied
+    _forget(module)
     return copy.deepcopy(module)
-
-
-def _freia() -> Any:
-    try:
-        import FrEIA.modules as fm
-    except ImportError as error:
-        raise MissingDependencyError("this needs FrEIA: python -m pip install FrEIA") from error
-    return fm
 
 
 def as_freia(bijection: Bijection) -> Any:
@@ -181,7 +210,7 @@ def as_freia(bijection: Bijection) -> Any:
     Raises:
         MissingDependencyError: FrEIA is not installed.
     """
-    base: Any = _freia().InvertibleModule
+    base: Any = freia_modules().InvertibleModule
 
     class FlowkitModule(base):
         """A bijection of flowkit, called as FrEIA calls its modules."""
