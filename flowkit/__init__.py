@@ -105,6 +105,8 @@ _MODULES = {
     "flowkit.storage": ("load", "save"),
     "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
     "flowkit.univariate": (
+        "SumOfSquaresPolynomial",
+        "BernsteinPolynomial",
         "Sigmoidal",
         "LogisticMixture",
         "Additive",
@@ -232,10 +234,12 @@ if TYPE_CHECKING:
     from flowkit.univariate import (
         Additive,
         Affine,
+        BernsteinPolynomial,
         LogisticMixture,
         RationalQuadraticSpline,
         SigmoidAffine,
         Sigmoidal,
+        SumOfSquaresPolynomial,
         Univariate,
         UnivariateRecipe,
         VolumePreservingAffine,

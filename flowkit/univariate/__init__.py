@@ -2,18 +2,22 @@
 
 from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
+from flowkit.univariate.bernstein import BernsteinPolynomial
 from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
 from flowkit.univariate.sigmoid_affine import SigmoidAffine
+from flowkit.univariate.sum_of_squares import SumOfSquaresPolynomial
 from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_univariate
 
 __all__ = [
     "Additive",
     "Affine",
+    "BernsteinPolynomial",
     "LogisticMixture",
     "RationalQuadraticSpline",
     "SigmoidAffine",
     "Sigmoidal",
+    "SumOfSquaresPolynomial",
     "Univariate",
     "UnivariateRecipe",
     "VolumePreservingAffine",
