@@ -49,6 +49,10 @@ class BackpropError(FlowkitError, RuntimeError):
     """Something that memory-frugal gradients cannot do; the message says what to use instead."""
 
 
+class ExportError(FlowkitError, RuntimeError):
+    """A flow that a format cannot hold; the message names the part or the operation."""
+
+
 class OutOfMemoryError(FlowkitError, MemoryError):
     """A training step that does not fit into memory; the message says what would take less."""
 

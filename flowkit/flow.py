@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -261,7 +262,7 @@ class Flow(nn.Module):
         found = []
         for wire, shape in zip(self._base_wires, self._base_shapes, strict=True):
             value = values[wire]
-            own = value.shape[0] == conditions.lead.numel() and conditions.lead != lead
+            own = value.shape[0] == math.prod(conditions.lead) and conditions.lead != lead
             found.append(value.reshape(*(conditions.lead if own else lead), *shape))
         return found
 
