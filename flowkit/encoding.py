@@ -11,6 +11,7 @@ from torch import nn
 
 from flowkit.errors import FlowkitError, StorageError
 from flowkit.registry import Unwritable, arguments_of, lookup, name_of
+from flowkit.strict_json import in_one_line, shown
 
 # How values that JSON lacks are marked: one key each, alone in its dictionary but for args and kwargs.
 INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT = (
@@ -23,6 +24,10 @@ INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT = (
     "$dict",
     "$repr",
 )
+DTYPES_BY_NAME = {
+    str(each).removeprefix("torch."): each for each in vars(torch).values() if isinstance(each, torch.dtype)
+}
+FLOATS = ("nan", "inf", "-inf")  # what repr writes of those that JSON lacks
 MARKS = (INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT)
 
 
@@ -113,27 +118,31 @@ class Decoder:
         mark = next((m for m in MARKS if m in value), None)
         if mark is None:
             return {k: self.decode(v) for k, v in value.items()}
+        beside = [key for key in value if key != mark and not (mark == INSTANCE and key in ("args", "kwargs"))]
+        if beside:
+            raise StorageError(f"'{mark}' must stand alone, got {shown(beside[0])} beside it")
         content = value[mark]
         try:
             return self._marked(mark, content, value)
         except FlowkitError:
             raise
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise StorageError(f"{{'{mark}': {content!r}}} cannot be read: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a stranger's arguments can make a constructor raise anything
+            reason = f"{type(error).__name__}: {in_one_line(str(error))}"
+            raise StorageError(f"{{'{mark}': {shown(content)}}} cannot be read: {reason}") from error
 
     def _marked(self, mark: str, content: Any, value: dict) -> Any:
         if mark == TEXT:
-            raise StorageError(f"{content} has no written form: register its class or function with fk.register")
+            text = in_one_line(str(content), 200)
+            raise StorageError(f"{text} has no written form: register its class or function with fk.register")
         if mark == SAME:
-            return self._modules[content]
-        if mark == NAMED:
-            return lookup(content)
+            return self._same(content)
         if mark == DTYPE:
-            dtype = getattr(torch, content)
-            if not isinstance(dtype, torch.dtype):
-                raise StorageError(f"{content!r} is not the name of a dtype")
-            return dtype
+            if not isinstance(content, str) or content not in DTYPES_BY_NAME:
+                raise StorageError(f"{shown(content)} is not the name of a dtype")
+            return DTYPES_BY_NAME[content]
         if mark == FLOAT:
+            if content not in FLOATS:
+                raise StorageError(f"'{FLOAT}' must be one of {', '.join(FLOATS)}, got {shown(content)}")
             return float(content)
         if mark == MAPPING:
             return {k: self.decode(v) for k, v in content.items()}
@@ -141,11 +150,27 @@ class Decoder:
             from flowkit.graph.files import read_graph
 
             return read_graph(content, self)
-        cls = lookup(content)
+        if not isinstance(content, str):
+            raise StorageError(f"'{mark}' must be a registered name, got {shown(content)}")
+        return lookup(content) if mark == NAMED else self._built(content, value)
+
+    def _same(self, place: Any) -> nn.Module:
+        known = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < len(self._modules)
+        module = self._modules[place] if known else None
+        if module is None:
+            raise StorageError(f"'{SAME}' must be the number of a part before it, got {shown(place)}")
+        return module
+
+    def _built(self, name: str, value: dict) -> Any:
+        cls = lookup(name)
+        if not inspect.isclass(cls):
+            raise StorageError(f"'{name}' is no class, so nothing can be built of it")
         place = len(self._modules)
-        if inspect.isclass(cls) and issubclass(cls, nn.Module):
+        if issubclass(cls, nn.Module):
             self._modules.append(None)  # numbered before its arguments, as they were when it was written
         args, kwargs = self.decode(value.get("args", [])), self.decode(value.get("kwargs", {}))
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise StorageError(f"the arguments of '{name}' must be a list and a dictionary")
         built = cls(*args, **kwargs)
         if isinstance(built, nn.Module):
             self._modules[place] = built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkit.bijection import add_rows
+from flowkit.errors import ConfigError
 from flowkit.subnets import _activation, _widths
+
+LARGEST_MASK = 2**26  # elements; it is made row by row in Python
 
 
 class MaskedLinear(nn.Linear):
@@ -86,6 +90,7 @@ class MaskedMLP(nn.Module):
         wanted = [_bits(each) for each in visible]  # sets as bits of an int: subsets are found fast
         useful = set(wanted) if conditions else set(wanted) - {0}  # without conditions a unit that sees nothing is idle
         kinds = sorted(useful or {0}, key=lambda bits: (bits.bit_count(), bits))
+        _check_masks(len(wanted) * numbers, size, widths)
         below = [1 << i for i in range(size)]
         self.layers = nn.ModuleList()
         for width in widths:
@@ -121,6 +126,15 @@ class MaskedMLP(nn.Module):
         if prepared is None and c is not None:
             prepared = self.prepare(c)
         return self.run(x, self.masked_weights(), prepared)
+
+
+def _check_masks(outputs: int, size: int, widths: Sequence[int]) -> None:
+    """Refuse masks that Python's lists cannot hold, before they are made."""
+    for above, below in ((widths[0], size), *pairwise(widths), (outputs, widths[-1]), (outputs, size)):
+        if above * below > LARGEST_MASK:
+            raise ConfigError(
+                f"a mask of {above:,} x {below:,} is beyond the {LARGEST_MASK:,} elements that one may have"
+            )
 
 
 def _bits(indices: set[int]) -> int:

@@ -26,6 +26,8 @@ BUILTIN_MODULES = (
     "flowkit.interop",
 )
 
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
 T = TypeVar("T")
 _objects: dict[str, Any] = {}
 _examples: dict[str, Callable[[], list[Example]] | None] = {}
@@ -116,7 +118,7 @@ def register(name: str, *, examples: Callable[[], list[Example]] | None = None) 
     Raises:
         RegistryError: the name is malformed, or something else holds it.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+    if not NAME.fullmatch(name):
         raise RegistryError(
             f"'{name}' is no name to register: it must be 'prefix.name', of letters, digits and underscores"
         )
@@ -181,6 +183,8 @@ def lookup(name: str) -> Any:
     Raises:
         RegistryError: no such name; the message says which plugin would have it.
     """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise RegistryError(f"{repr(name)[:60]} is not registered: no name is like this, a name is 'prefix.name'")
     if name not in _objects:
         prefix = name.split(".")[0]
         _load(prefix)

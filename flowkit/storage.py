@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from flowkit._version import __version__
-from flowkit.encoding import Decoder, Encoder
+from flowkit.allocation import AllocationLimit
+from flowkit.container import SCHEMA, Opened, encode, open_file
+from flowkit.encoding import DTYPES_BY_NAME, Decoder, Encoder
 from flowkit.errors import FlowkitError, MissingDependencyError, RegistryError, StorageError
 from flowkit.flow import Flow
+from flowkit.graph import Graph
 from flowkit.graph.files import read_graph, write_graph
-
-HEADER = "flowkit"
-SCHEMA = 1
+from flowkit.shapes import Shape
+from flowkit.strict_json import check, in_one_line, shown
 
 
 def save(flow: Flow, path: str | os.PathLike) -> None:
@@ -54,11 +53,12 @@ def save(flow: Flow, path: str | os.PathLike) -> None:
     if encoder.unwritable:
         where, what = next(iter(encoder.unwritable.items()))
         raise StorageError(
-            f"{where}: {_in_one_line(what)} has no written form: register its class or function with fk.register, "
+            f"{where}: {in_one_line(what, 80)} has no written form: register its class or function with fk.register, "
             "or use a built-in one"
         )
+    check(description, "the flow's description")  # what `load` would refuse is not written
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in named_state(flow)}
-    content = serialize(tensors, metadata={HEADER: json.dumps(description)})
+    content = encode(description, tensors)
     with atomic_write(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -66,65 +66,84 @@ def save(flow: Flow, path: str | os.PathLike) -> None:
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Flow:
     """The flow that `save` wrote, in eval mode, with the same numbers to the last bit.
 
+    A stranger's file is safe to load: nothing in it is code, and what it asks for is first built without memory, on the
+    meta device, and compared with the weights that the file has.
+
     Raises:
         StorageError: not such a file, damaged, of a newer schema, or its weights do not fit its graph.
         RegistryError: it needs a plugin that is missing; the message names it.
     """
-    description, tensors = read(path)
-    dtype = getattr(torch, str(description.get("dtype")), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise StorageError(f"'{path}' is not a whole flowkit file: its dtype is {description.get('dtype')!r}")
-    try:
-        with torch.random.fork_rng(devices=[]), default_dtype(dtype):
-            decoder = Decoder()
-            graph = read_graph(description.get("graph"), decoder)
-            base = decoder.decode(description.get("base"))
-            flow = Flow(graph, base=base, base_given=description.get("base_given") or None)
-    except (RegistryError, MissingDependencyError):
-        raise
-    except (FlowkitError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise StorageError(f"'{path}' cannot be read: {error}") from error
-    _put_weights(flow, tensors, path)
+    file = open_file(path)
+    dtype = DTYPES_BY_NAME.get(str(file.description.get("dtype")))
+    if dtype is None or not dtype.is_floating_point:
+        raise StorageError(f"'{path}' is not a whole flowkit file: its dtype is {shown(file.description.get('dtype'))}")
+    limits = file.path.stat().st_size, len(file.specs)
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype):
+        sketch = _sketch(file, limits)
+        if sketch is not None:
+            _compare(sketch, file.specs, path)
+        tensors = file.tensors()
+        with _refusals(path), AllocationLimit(*limits):
+            flow = _build(file.description)
+    _compare(flow, file.specs, path)
+    for name, tensor in named_state(flow):
+        tensor.data = tensors[name]  # in place of the tensor's own, so that what parts share stays shared
+    with _refusals(path):
+        for module in flow.modules():
+            getattr(module, "check_state", _nothing)()
     return flow.to(device).eval()
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors in a file, nothing built yet.
+def _sketch(file: Opened, limits: tuple[int, int]) -> Flow | None:
+    """The flow on the meta device, where even an absurd one takes no memory; None if it cannot be built there."""
+    with _refusals(file.path):
+        try:
+            with torch.device("meta"), AllocationLimit(*limits):
+                return _build(file.description)
+        except Exception as error:
+            if _is_flowkit_s(error):
+                raise
+            # A plugin's constructor may do what the meta device cannot; the real one decides, and is watched.
+            with AllocationLimit(*limits):
+                _build(file.description)
+            return None
 
-    Raises:
-        StorageError: it is missing, damaged, or not flowkit's.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise StorageError(f"'{path}' is a folder, not a flow's file")
-    if not path.exists():
-        raise StorageError(f"the file '{path}' does not exist")
+
+def _is_flowkit_s(error: BaseException | None) -> bool:
+    """Whether flowkit refused it, for a reason of its own."""
+    return error is None or (isinstance(error, FlowkitError) and _is_flowkit_s(error.__cause__))
+
+
+def _build(description: dict[str, Any]) -> Flow:
+    decoder = Decoder()
+    graph = read_graph(description.get("graph"), decoder)
+    base = decoder.decode(description.get("base"))
+    if isinstance(base, Graph):
+        raise StorageError("its base is a graph")
+    return Flow(graph, base=base, base_given=_names(description.get("base_given")))
+
+
+def _names(written: Any) -> list[str] | None:
+    if written is not None and not (isinstance(written, list) and all(isinstance(name, str) for name in written)):
+        raise StorageError(f"base_given must be a list of wires' names, got {shown(written)}")
+    return written or None
+
+
+@contextmanager
+def _refusals(path: Any) -> Iterator[None]:
+    """Whatever goes wrong while a file's flow is built is one sentence about the file."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"'{path}' is not a safetensors file, or is damaged: {error}") from error
-    if header is None:
-        raise StorageError(f"'{path}' is a safetensors file, but not one that flowkit wrote")
-    try:
-        description = json.loads(header)
-    except json.JSONDecodeError as error:
-        raise StorageError(f"'{path}' is damaged: its description is no JSON ({error})") from error
-    if not isinstance(description, dict) or not isinstance(description.get("schema"), int):
-        raise StorageError(f"'{path}' is damaged: its description has no schema")
-    if description["schema"] > SCHEMA:
-        raise StorageError(
-            f"'{path}' was written by flowkit {description.get('flowkit')} in schema {description['schema']}; "
-            f"this is flowkit {__version__}, which reads schema {SCHEMA}: update flowkit"
-        )
-    return description, tensors
+        yield
+    except (RegistryError, MissingDependencyError):
+        raise
+    # A stranger's description can make any constructor raise anything.
+    except Exception as error:
+        kind = "" if isinstance(error, FlowkitError) else f"{type(error).__name__}: "
+        raise StorageError(f"'{path}' cannot be read: {kind}{in_one_line(str(error))}") from error
 
 
-def _in_one_line(text: str) -> str:
-    """A repr as an error's sentence holds it; that of a module may have hundreds of lines."""
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else f"{line[:77]}..."
+def _nothing() -> None:
+    """What a part without a `check_state` does."""
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -136,22 +155,22 @@ def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _put_weights(flow: Flow, tensors: dict[str, Tensor], path: Any) -> None:
+def _compare(flow: Flow, specs: dict[str, tuple[Shape, torch.dtype]], path: Any) -> None:
+    """Refuse weights that are missing, surplus, of another shape or of another kind than the graph's."""
     expected = dict(named_state(flow))
-    missing, surplus = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
+    missing, surplus = [n for n in expected if n not in specs], [n for n in specs if n not in expected]
     if missing or surplus:
-        what = f"'{missing[0]}' is missing" if missing else f"'{surplus[0]}' belongs to no part"
+        what = f"{shown(missing[0], 200)} is missing" if missing else f"{shown(surplus[0], 200)} belongs to no part"
         raise StorageError(
             f"'{path}' is damaged: its weights do not fit its graph, {what} ({len(missing)} missing, "
             f"{len(surplus)} surplus)"
         )
     for name, tensor in expected.items():
-        if tensor.shape != tensors[name].shape:
-            raise StorageError(
-                f"'{path}' is damaged: '{name}' must be of shape {tuple(tensor.shape)}, got "
-                f"{tuple(tensors[name].shape)}"
-            )
-    flow.load_state_dict(tensors, strict=False, assign=True)
+        shape, dtype = specs[name]
+        if tuple(tensor.shape) != shape:
+            raise StorageError(f"'{path}' is damaged: '{name}' must be of shape {tuple(tensor.shape)}, got {shape}")
+        if not (tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)):
+            raise StorageError(f"'{path}' is damaged: '{name}' must be of {tensor.dtype}, got {dtype}")
 
 
 @contextmanager

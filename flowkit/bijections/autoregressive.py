@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from flowkit.bijection import Bijection, Prepared, event_sum, join
 from flowkit.bijections.conditioning import check_conditions
 from flowkit.errors import ConfigError, ShapeError
-from flowkit.masked import MaskedMLP
+from flowkit.masked import LARGEST_MASK, MaskedMLP
 from flowkit.registry import Example, register
 from flowkit.univariate import Affine, RationalQuadraticSpline, VolumePreservingAffine, build_univariate
 
@@ -97,6 +98,8 @@ class MaskedAutoregressive(Bijection):
             raise ShapeError(f"{name} needs vectors (D,), got shape {shape}: flatten the data with fk.Flatten")
         conditions = check_conditions(name, shape, self.condition_shapes)
         size = shape[0]
+        if size * size > LARGEST_MASK:
+            raise ShapeError(f"{name} is for vectors of at most {math.isqrt(LARGEST_MASK):,} values, got shape {shape}")
         if adjacency is None:
             levels = _levels_of_order(name, size, order, passes)
             visible = [{j for j in range(size) if levels[j] < level} for level in levels]

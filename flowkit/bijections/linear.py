@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import HALF, Bijection, zero_log_det
-from flowkit.bijections.randomness import random_rotation
+from flowkit.bijections.randomness import check_order, random_rotation
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
 from flowkit.shapes import Shape, numel
@@ -131,6 +131,13 @@ class FixedRotation(Bijection):
         channels = channels_of("FixedRotation", self.in_shapes[0])
         self.register_buffer("rotation", random_rotation(channels).to(torch.get_default_dtype()))
 
+    def check_state(self) -> None:
+        """Refuse a matrix, from a file, that is no rotation: its log-det would not be 0."""
+        q = self.rotation.double()
+        error = (q @ q.T - torch.eye(len(q), dtype=q.dtype, device=q.device)).abs().amax()
+        if not error <= 8 * len(q) * torch.finfo(self.rotation.dtype).eps:
+            raise ConfigError(f"FixedRotation: rotation must be an orthogonal matrix, it is off by {error:.1e}")
+
     def weight(self) -> Tensor:
         """The matrix Q, `(C, C)`."""
         return self.rotation
@@ -239,6 +246,12 @@ class LULinear(MatrixLinear):
         self.packed = nn.Parameter(packed.to(dtype))
         self.register_buffer("sign", sign.to(dtype))
         self.register_buffer("order", order)
+
+    def check_state(self) -> None:
+        """Refuse an order or signs, from a file, with which the matrix would have no inverse."""
+        check_order("LULinear", self.order)
+        if not bool((self.sign.abs() == 1).all()):
+            raise ConfigError("LULinear: sign must hold 1 and -1 alone")
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """L, with whatever lies on and above its diagonal, and U."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.shapes import Shape
 
+MOST_LISTED = 2**22  # channels that are gone through one by one in Python
 SPLITS = ("halves", "alternating", "checkerboard")
 
 
@@ -54,10 +55,15 @@ class Channels(Halves):
 
     def __init__(self, shape: Shape, second: Sequence[int]):
         super().__init__(shape)
-        first = [channel for channel in range(shape[0]) if channel not in second]
-        self.sizes = (len(first), len(second))
-        self.shapes = ((len(first), *shape[1:]), (len(second), *shape[1:]))
-        order = torch.tensor([*first, *second])
+        self.sizes = (shape[0] - len(second), len(second))
+        self.shapes = ((self.sizes[0], *shape[1:]), (self.sizes[1], *shape[1:]))
+        if isinstance(second, range):  # by torch: a file may claim any number of channels
+            order = torch.cat([torch.arange(0, shape[0], 2), torch.arange(second.start, second.stop, second.step)])
+        elif shape[0] > MOST_LISTED:
+            raise ShapeError(f"channels can be chosen from at most {MOST_LISTED:,}, got {shape[0]:,}")
+        else:
+            chosen = set(second)
+            order = torch.tensor([*[channel for channel in range(shape[0]) if channel not in chosen], *second])
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
 

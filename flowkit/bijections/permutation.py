@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.bijection import Bijection, zero_log_det
-from flowkit.bijections.randomness import random_order
+from flowkit.bijections.randomness import check_order, random_order
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
 
@@ -85,6 +85,12 @@ class Permute(Bijection):
             drawn = torch.tensor(wanted)
         self.register_buffer("order", drawn)
         self.register_buffer("inverse_order", drawn.argsort())
+
+    def check_state(self) -> None:
+        """Refuse an order, from a file, that is no permutation, or whose inverse is another's."""
+        check_order("Permute", self.order)
+        if not torch.equal(self.order.argsort(), self.inverse_order):
+            raise ConfigError("Permute: inverse_order must be the inverse of order")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(x permuted, 0)`."""

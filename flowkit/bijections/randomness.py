@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit.errors import ConfigError
+
 
 def random_order(size: int) -> Tensor:
     """A random permutation of `range(size)`, uniform over all but the identity (size 1 excepted)."""
@@ -31,3 +33,13 @@ def random_rotation(size: int) -> Tensor:
     q = q * r.diagonal().sign()  # without this the distribution is that of the QR algorithm's choice of signs
     q[:, 0] *= torch.linalg.det(q).sign()
     return q.contiguous().to(device)  # as a file gives it back: strides decide the last bit
+
+
+def check_order(owner: str, order: Tensor) -> None:
+    """Refuse an order, from a file, that does not hold each index once.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device, dtype=order.dtype)):
+        raise ConfigError(f"{owner}: order must hold each of 0 to {len(order) - 1} once")

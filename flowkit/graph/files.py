@@ -17,14 +17,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
-from flowkit.encoding import Decoder, Encoder
+from flowkit.encoding import DTYPES_BY_NAME, Decoder, Encoder
 from flowkit.errors import FlowkitError, GraphError, StorageError
 from flowkit.graph.graph import Graph
 from flowkit.graph.parts import Node, Wire
 from flowkit.registry import lookup
+from flowkit.shapes import as_shape
+from flowkit.strict_json import check, in_one_line, shown
 
 SCHEMA = 1
+KEYS: dict[str, type] = {"inputs": dict, "conditions": dict, "nodes": list, "outputs": dict}
+NODE_KINDS = ("op", "part", "features", "shares")
+NODE_KEYS = ("name", *NODE_KINDS, "feature_shapes", "inputs", "given", "config")
 
 
 def graph_to_dict(graph: Graph) -> dict[str, Any]:
@@ -34,6 +40,7 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
 
 def graph_from_dict(data: Any) -> Graph:
     """The graph that `graph_to_dict` wrote."""
+    check(data, "the graph")
     return read_graph(data, Decoder())
 
 
@@ -93,21 +100,23 @@ def read_graph(data: Any, decoder: Decoder) -> Graph:
     """
     _expect(isinstance(data, dict), f"a graph must be a dictionary, got {type(data).__name__}")
     _expect(
-        data.get("schema") == SCHEMA,
-        f"the graph is written in schema {data.get('schema')!r}; this version of flowkit reads schema {SCHEMA}",
+        data.get("schema") == SCHEMA and not isinstance(data["schema"], bool),
+        f"the graph is written in schema {shown(data.get('schema'))}; this version of flowkit reads schema {SCHEMA}",
     )
-    for key, kind in (("inputs", dict), ("conditions", dict), ("nodes", list), ("outputs", dict)):
-        _expect(
-            isinstance(data.get(key), kind), f"the graph's '{key}' must be a {kind.__name__}, got {data.get(key)!r}"
-        )
+    for key, kind in KEYS.items():
+        held = data.get(key)
+        _expect(isinstance(held, kind), f"the graph's '{key}' must be a {kind.__name__}, got {shown(held)}")
+    _expect_keys(data, ("schema", *KEYS), "the graph")
     graph = Graph()
     for name, shape in data["inputs"].items():
-        graph.input(name, shape)
+        graph.input(name, _shape(shape, f"the input {shown(name)}"))
     for name, condition in data["conditions"].items():
         if isinstance(condition, dict):
-            graph.condition(name, condition.get("shape", ()), _dtype(condition.get("dtype")))
+            _expect_keys(condition, ("shape", "dtype"), f"the condition {shown(name)}")
+            shape = _shape(condition.get("shape"), f"the condition {shown(name)}")
+            graph.condition(name, shape, _dtype(condition.get("dtype")))
         else:
-            graph.condition(name, condition)
+            graph.condition(name, _shape(condition, f"the condition {shown(name)}"))
     for node in data["nodes"]:
         _read_node(graph, node, decoder)
     for name, wire in data["outputs"].items():
@@ -117,36 +126,64 @@ def read_graph(data: Any, decoder: Decoder) -> Graph:
 
 def _read_node(graph: Graph, written: Any, decoder: Decoder) -> None:
     _expect(
-        isinstance(written, dict) and isinstance(written.get("name"), str), f"a node must have a name, got {written!r}"
+        isinstance(written, dict) and isinstance(written.get("name"), str),
+        f"a node must have a name, got {shown(written)}",
     )
     name = written["name"]
     try:
-        inputs = [graph.wire(wire) for wire in written.get("inputs", ())]
-        given = [graph.wire(wire) for wire in written.get("given", ())]
+        _expect_keys(written, NODE_KEYS, "it")
+        kinds = [kind for kind in NODE_KINDS if kind in written]
+        _expect(bool(kinds), "it has none of op, part, features and shares")
+        _expect(len(kinds) == 1, f"it has {' and '.join(kinds)}, of which one is needed")
+        inputs, given = _wires(graph, written, "inputs"), _wires(graph, written, "given")
         if "shares" in written:
             part: Any = next((n.module for n in graph.nodes if n.name == written["shares"]), None)
-            _expect(part is not None, f"it shares the part of '{written['shares']}', which no node before it has")
+            _expect(part is not None, f"it shares the part of {shown(written['shares'])}, which no node before it has")
         elif "op" in written:
             part = lookup(written["op"]) if isinstance(written["op"], str) else decoder.decode(written["op"])
         else:
-            _expect("part" in written or "features" in written, "it has none of op, part, features and shares")
-            part = decoder.decode(written.get("part", written.get("features")))
+            part = decoder.decode(written[kinds[0]])
+            _expect(isinstance(part, nn.Module), f"its part is no module, got {shown(written[kinds[0]])}")
+        config = decoder.decode(written.get("config", {}))
+        _expect(isinstance(config, dict), f"its config must be a dictionary, got {shown(written.get('config'))}")
         if "feature_shapes" in written:
-            graph.features(part, *inputs, name=name, shapes=written["feature_shapes"])
+            _expect(not given and not config, "a feature net takes neither given nor config")
+            shapes = written["feature_shapes"]
+            _expect(isinstance(shapes, list | tuple | dict), f"its feature_shapes must be lists, got {shown(shapes)}")
+            graph.features(part, *inputs, name=name, shapes=shapes)
         else:
-            graph.add(part, *inputs, given=given, name=name, **decoder.decode(written.get("config", {})))
+            _expect("features" not in written, "a feature net needs its feature_shapes")
+            graph.add(part, *inputs, given=given, name=name, **config)
     except FlowkitError as error:
         if f"'{name}'" in str(error):
             raise
-        raise type(error)(f"node '{name}': {error}") from error
+        raise type(error)(f"node {shown(name)}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise GraphError(f"node '{name}' cannot be declared: {error}") from error
+        raise GraphError(f"node {shown(name)} cannot be declared: {in_one_line(str(error))}") from error
+
+
+def _wires(graph: Graph, written: dict, key: str) -> list[Wire]:
+    names = written.get(key, [])
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    _expect(named, f"its {key} must be a list of wires' names, got {shown(names)}")
+    return [graph.wire(name) for name in names]
+
+
+def _shape(written: Any, owner: str) -> tuple[int, ...]:
+    _expect(isinstance(written, list | tuple), f"{owner} must have a list of ints for its shape, got {shown(written)}")
+    return as_shape(written)
 
 
 def _dtype(name: Any) -> torch.dtype:
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    _expect(isinstance(dtype, torch.dtype), f"{name!r} is not the name of a dtype")
+    dtype = DTYPES_BY_NAME.get(name) if isinstance(name, str) else None
+    _expect(dtype is not None, f"{shown(name)} is not the name of a dtype")
     return dtype  # type: ignore[return-value]
+
+
+def _expect_keys(data: dict, known: tuple[str, ...], owner: str) -> None:
+    unknown = [key for key in data if key not in known]
+    if unknown:
+        raise StorageError(f"{owner} has the unknown key {shown(unknown[0])}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:

@@ -340,7 +340,7 @@ def snake_case(name: str) -> str:
 
 def _check_identifier(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise GraphError(f"{name!r} is no name: letters, digits and underscores are needed, the first no digit")
+        raise GraphError(f"{name!r:.80} is no name: letters, digits and underscores are needed, the first no digit")
 
 
 def _declared_shapes(shapes: Any) -> dict[str | int | None, Shape]:
