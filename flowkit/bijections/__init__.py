@@ -7,6 +7,7 @@ from flowkit.bijections.autoregressive import MaskedAutoregressive
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
 from flowkit.bijections.conv1x1 import InvertibleConv1x1
+from flowkit.bijections.cosine import DCT
 from flowkit.bijections.coupling import AffineCoupling, Coupling
 from flowkit.bijections.decompositions import QRLinear, SVDLinear
 from flowkit.bijections.dequantization import UniformDequantization, VariationalDequantization
@@ -17,26 +18,30 @@ from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.low_rank import LowRankLinear
 from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, GlowCoupling, SplineCoupling
-from flowkit.bijections.normalization import ActNorm
+from flowkit.bijections.normalization import ActNorm, BatchNorm, LearnedScale
 from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.periodic import PeriodicConvolution
 from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.residual import ResidualBlock
+from flowkit.bijections.reshape import CheckerboardSqueeze, Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.split import Concat, Split
 from flowkit.bijections.sylvester import Sylvester
 from flowkit.bijections.univariate_elementwise import Elementwise
 
 __all__ = [
     "CDF",
+    "DCT",
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
     "AllInOneBlock",
     "Arctanh",
     "Augment",
+    "BatchNorm",
     "Box",
+    "CheckerboardSqueeze",
     "Concat",
     "ConditionalAffine",
     "Coupling",
@@ -53,6 +58,7 @@ __all__ = [
     "InvertibleConv1x1",
     "LULinear",
     "LeakyReLU",
+    "LearnedScale",
     "Log",
     "Logit",
     "LowRankLinear",

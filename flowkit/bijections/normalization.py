@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flowkit.bijection import Bijection
+from flowkit.errors import ConfigError, InputError
 from flowkit.registry import Example, register
 from flowkit.shapes import numel
 
@@ -90,6 +91,163 @@ class ActNorm(Bijection):
         self.location.copy_(mean.view(self.location.shape))
         self.log_scale.copy_(torch.where(varies, -std.log(), torch.zeros_like(std)).view(self.location.shape))
         self.initialized.fill_(True)
+
+    def log_scales(self, x: Tensor) -> Tensor:
+        """s, in x's shape."""
+        return self.log_scale.expand(x.shape)
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])
+
+
+def _batch_norm_examples() -> list[Example]:
+    return [Example(()), Example((3,)), Example((1, 4), affine=False), Example((2, 2, 3), momentum=0.5)]
+
+
+@register("flowkit.batch_norm", examples=_batch_norm_examples)
+class BatchNorm(Bijection):
+    """Per channel y = (x - m) exp(s) / sqrt(v + eps) + b, m and v the mean and variance of the batch, or of its past.
+
+    forward: y as above, log-det H W times the sum over channels of s - log(v + eps) / 2.
+    inverse, in eval mode alone: x = (y - b) exp(-s) sqrt(v + eps) + m, log-det minus that.
+
+    In training mode forward takes m and v from the batch, over rows and positions (v the biased variance), and moves
+    the running statistics by `momentum` towards them (there the unbiased variance): that is `torch.nn.BatchNorm2d`. Its
+    gradient flows through m and v. The log-det is that of the affine map just applied, m and v held fixed, as in the
+    paper; a row's output depends on the other rows, so log-probabilities in training mode are not a density. `inverse`
+    refuses in training mode: the batch whose statistics would undo the map is not known.
+    In eval mode m and v are the running statistics, and it is an ordinary bijection with a constant log-det. An empty
+    batch changes nothing, in both modes. It starts as the identity but for eps: 1 / sqrt(1 + eps).
+
+    Where several processes train, each takes the statistics of its own batch, and `fk.ActNorm` is the better choice:
+    it works for small batches, and means the same in both modes.
+
+    Shapes: x `(B, C, ...)` or `(B,)`, log_det `(B,)`. State: the parameters `log_scale` and `shift`, where affine, and
+    the buffers `running_mean` and `running_var`, all `(C, 1, ...)`.
+
+    Args:
+        shape: event shape `(C, ...)`, or `()`.
+        eps: added to v, above 0.
+        momentum: the weight of a new batch in the running statistics, above 0 and at most 1.
+        affine: learn s and b; without they are 0.
+
+    Raises:
+        ConfigError: eps or momentum out of range.
+        InputError: in training mode, a single value for a channel, or a call of `inverse`.
+
+    Source: Dinh et al., Density estimation using Real NVP, 2017, section 3.7 and appendix E; Ioffe and Szegedy, Batch
+        normalization, 2015.
+
+    >>> norm = BatchNorm((2,))
+    >>> norm(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))[0].round(decimals=3).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    >>> norm.eval()(torch.zeros(1, 2))[1].shape
+    torch.Size([1])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, shape: int | Sequence[int], eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+        super().__init__(shape)
+        shape = self.in_shapes[0]
+        if not 0 < eps < float("inf"):
+            raise ConfigError(f"BatchNorm: eps must be positive and finite, got {eps!r}")
+        if not 0 < momentum <= 1:
+            raise ConfigError(f"BatchNorm: momentum must be above 0 and at most 1, got {momentum!r}")
+        self.eps, self.momentum = float(eps), float(momentum)
+        per_channel = shape[:1] + (1,) * len(shape[1:])
+        self.log_scale = nn.Parameter(torch.zeros(per_channel)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(per_channel)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(per_channel))
+        self.register_buffer("running_var", torch.ones(per_channel))
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """m and v; in training mode those of x, which the running ones then move towards."""
+        count = x.shape[0] * numel(self.in_shapes[0][1:])
+        if not self.training or count == 0:
+            return self.running_mean, self.running_var
+        if count == 1:
+            raise InputError(
+                "BatchNorm needs more than one value for each channel in training mode, got a batch of one: "
+                "call eval() or use fk.ActNorm"
+            )
+        dims = (0, *range(2, x.dim()))
+        mean = x.mean(dims).view(self.running_mean.shape)
+        variance = (x - mean).square().mean(dims).view(self.running_var.shape)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
+        return mean, variance
+
+    def _log_scale(self, variance: Tensor) -> Tensor:
+        log_scale = -0.5 * (variance + self.eps).log()
+        return log_scale if self.log_scale is None else log_scale + self.log_scale
+
+    def _log_det(self, log_scale: Tensor, batch: int) -> Tensor:
+        return (log_scale.sum() * numel(self.in_shapes[0][1:])).expand(batch)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`((x - m) exp(s) / sqrt(v + eps) + b, log_det)`."""
+        mean, variance = self._statistics(x)
+        log_scale = self._log_scale(variance)
+        y = (x - mean) * log_scale.exp()
+        return y if self.shift is None else y + self.shift, self._log_det(log_scale, x.shape[0])
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`((y - b) exp(-s) sqrt(v + eps) + m, log_det)`, with the running statistics."""
+        if self.training:
+            raise InputError(
+                "BatchNorm has no inverse in training mode, where the statistics are those of another batch: "
+                "call eval() first"
+            )
+        log_scale = self._log_scale(self.running_var)
+        centred = y if self.shift is None else y - self.shift
+        return torch.addcmul(self.running_mean, centred, (-log_scale).exp()), -self._log_det(log_scale, y.shape[0])
+
+    def extra_repr(self) -> str:
+        """The event shape."""
+        return str(self.in_shapes[0])
+
+
+def _scale_examples() -> list[Example]:
+    return [Example(()), Example((3,)), Example((1, 4)), Example((2, 2, 3))]
+
+
+@register("flowkit.learned_scale", examples=_scale_examples)
+class LearnedScale(Bijection):
+    """y = x exp(s), with a learned s for every element, where `fk.ElementwiseAffine` has one for every channel.
+
+    forward: y = x exp(s), log-det the sum of s. inverse: x = y exp(-s), log-det minus that.
+
+    Nothing bounds s: exp overflows float32 beyond 88. It starts as the identity. NICE ends with it.
+
+    Shapes: x `(B, *shape)`, log_det `(B,)`. State: the parameter `log_scale`, of the event's shape.
+
+    Args:
+        shape: event shape, or `()`.
+
+    Source: Dinh et al., NICE, 2015, section 3.3; FrEIA's `LearnedElementwiseScaling`, whose inverse has the log-det's
+        sign wrong in version 0.2.
+
+    >>> LearnedScale((2, 3))(torch.ones(5, 2, 3))[1].tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+
+    constant_log_det = True
+
+    def __init__(self, shape: int | Sequence[int]):
+        super().__init__(shape)
+        self.log_scale = nn.Parameter(torch.zeros(self.in_shapes[0]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(x exp(s), log_det)`."""
+        return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[0])
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`(y exp(-s), log_det)`."""
+        return y * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[0])
 
     def log_scales(self, x: Tensor) -> Tensor:
         """s, in x's shape."""

@@ -128,3 +128,98 @@ def test_statistics_are_those_of_all_processes(tmp_path):
     whole = norm_of(torch.linspace(-1, 5, 30).square().view(10, 3)).state_dict()
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(f"{store}.{rank}"), whole)
+
+
+@pytest.mark.parametrize(("shape", "theirs"), [((3,), torch.nn.BatchNorm1d), ((2, 3, 4), torch.nn.BatchNorm2d)])
+def test_batch_norm_is_torchs_in_both_modes(shape, theirs):
+    ours, norm = fk.BatchNorm(shape, eps=0.01, momentum=0.3), theirs(shape[0], eps=0.01, momentum=0.3)
+    with torch.no_grad():
+        ours.log_scale.normal_()
+        norm.weight.copy_(ours.log_scale.exp().flatten())
+        norm.bias.copy_(ours.shift.normal_().flatten())
+    for _ in range(3):
+        x = 2 * torch.randn(6, *shape, requires_grad=True) + 1
+        got, wanted = ours(x)[0], norm(x)
+        torch.testing.assert_close(got, wanted)
+        weights = torch.randn_like(got)
+        torch.testing.assert_close(torch.autograd.grad(got, x, weights), torch.autograd.grad(wanted, x, weights))
+        torch.testing.assert_close(ours.running_mean.flatten(), norm.running_mean)
+        torch.testing.assert_close(ours.running_var.flatten(), norm.running_var)
+    torch.testing.assert_close(ours.eval()(x)[0], norm.eval()(x))
+
+
+def test_batch_norms_log_det_in_training_holds_the_statistics():
+    norm, x = fk.BatchNorm((2, 3), eps=0.1), 3 * torch.randn(5, 2, 3)
+    with torch.no_grad():
+        norm.log_scale.normal_()
+    _, log_det = norm(x)
+    variance = x.var((0, 2), unbiased=False)
+    wanted = 3 * (norm.log_scale.flatten() - 0.5 * (variance + 0.1).log()).sum()
+    torch.testing.assert_close(log_det, wanted.expand(5))
+
+
+def test_batch_norm_is_nflows_in_eval_mode():
+    from nflows.transforms import BatchNorm
+
+    theirs, ours = BatchNorm(3), fk.BatchNorm((3,)).eval()
+    theirs.eval()
+    with torch.no_grad():
+        theirs.running_mean.normal_()
+        theirs.running_var.uniform_(0.5, 2)
+        ours.running_mean.copy_(theirs.running_mean)
+        ours.running_var.copy_(theirs.running_var)
+        ours.log_scale.copy_(theirs.weight.log())
+        ours.shift.copy_(theirs.bias)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.inverse(x), theirs.inverse(x))
+
+
+@pytest.mark.parametrize("backprop", ["checkpoint", "reverse"])
+def test_batch_norm_moves_once_in_frugal_gradients(backprop):
+    graph = fk.Graph()
+    x = graph.input("x", (4,))
+    for _ in range(2):
+        x = graph.add(fk.AffineCoupling, graph.add(fk.BatchNorm, x), subnet=fk.MLP(hidden=4, zero_last=False))
+    graph.output("z", x)
+    plain, data = fk.Flow(graph), 2 * torch.randn(6, 4)
+    frugal = fk.Flow(graph, backprop=backprop)
+    frugal.load_state_dict(plain.state_dict())
+    for flow in (plain, frugal):
+        flow.train()
+        flow.log_prob(data).mean().backward()
+    for (name, a), b in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), frugal.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_batch_norm_refuses_what_it_cannot_do():
+    norm = fk.BatchNorm((2,))
+    with pytest.raises(fk.InputError, match=r"BatchNorm has no inverse in training mode.*call eval\(\) first"):
+        norm.inverse(torch.zeros(3, 2))
+    with pytest.raises(fk.InputError, match=r"BatchNorm needs more than one value for each channel in training mode"):
+        norm(torch.zeros(1, 2))
+    assert norm(torch.zeros(0, 2))[1].shape == (0,)
+    assert not norm.running_mean.any()
+    for eps in (0.0, -1.0, float("inf")):
+        with pytest.raises(fk.ConfigError, match="BatchNorm: eps must be positive and finite, got"):
+            fk.BatchNorm((2,), eps=eps)
+    for momentum in (0.0, 1.5):
+        with pytest.raises(fk.ConfigError, match="BatchNorm: momentum must be above 0 and at most 1, got"):
+            fk.BatchNorm((2,), momentum=momentum)
+
+
+def test_learned_scale_is_freias_forward():
+    from FrEIA.modules import LearnedElementwiseScaling
+
+    theirs, ours = LearnedElementwiseScaling([(2, 3)]), fk.LearnedScale((2, 3))
+    with torch.no_grad():
+        theirs.s.copy_(ours.log_scale.normal_())
+    x = torch.randn(4, 2, 3)
+    (y,), log_det = theirs([x])
+    torch.testing.assert_close(ours(x), (y, log_det.expand(4)))
+    torch.testing.assert_close(ours.inverse(y), (x, -log_det.expand(4)))
+    (back,), wrong = theirs([y], rev=True)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(wrong, log_det)  # should be minus that

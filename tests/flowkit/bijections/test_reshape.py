@@ -68,3 +68,37 @@ def test_transpose_is_that_of_numpy():
     assert torch.equal(fk.Transpose((3, 4, 5), order=(2, 0, 1))(x)[0], wanted)
     with pytest.raises(fk.ConfigError, match=r"order must permute the event dimensions 0 to 1, got \(0, 0\)"):
         fk.Transpose((3, 4), order=(0, 0))
+
+
+def test_checkerboard_squeeze_is_real_nvps_order():
+    x = torch.arange(32.0).view(1, 2, 4, 4)
+    y = fk.CheckerboardSqueeze((2, 4, 4))(x)[0]
+    assert y.shape == (1, 8, 2, 2)
+    for place, (i, j) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
+        assert torch.equal(y[:, 2 * place : 2 * place + 2], x[:, :, i::2, j::2])
+
+
+def test_checkerboard_squeeze_puts_each_colour_into_one_half():
+    for shape in ((3, 6), (2, 4, 6), (1, 4, 2, 2)):
+        squeeze, x = fk.CheckerboardSqueeze(shape), torch.randn(2, *shape)
+        even, _ = fk.AffineCoupling(shape, split="checkerboard").partition.part(x)  # with zeros on the odd squares
+        y = squeeze(even)[0]
+        half = y.shape[1] // 2
+        assert not y[:, half:].any()
+        assert torch.equal(y[:, :half], squeeze(x)[0][:, :half])
+
+
+def test_squeeze_is_freias_and_the_checkerboards_other_order():
+    from FrEIA.modules import IRevNetDownsampling
+
+    x = torch.randn(2, 3, 4, 6)
+    (wanted,), _ = IRevNetDownsampling([(3, 4, 6)]).double()([x])
+    torch.testing.assert_close(fk.Squeeze((3, 4, 6))(x)[0], wanted)
+    order = wanted.view(2, 3, 4, 2, 3)[:, :, [0, 3, 1, 2]].transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(fk.CheckerboardSqueeze((3, 4, 6))(x)[0], order)
+
+
+def test_checkerboard_squeeze_refuses_by_its_own_name():
+    sentence = r"CheckerboardSqueeze needs spatial sizes that are multiples of 2, got shape \(1, 4, 5\)"
+    with pytest.raises(ShapeError, match=sentence):
+        fk.CheckerboardSqueeze((1, 4, 5))
