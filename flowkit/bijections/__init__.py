@@ -23,9 +23,8 @@ from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.periodic import PeriodicConvolution
 from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.planar import Planar, Radial
-from flowkit.bijections.reshape import Flatten, Reshape, Squeeze, Transpose
-from flowkit.bijections.residual import ResidualBlock
 from flowkit.bijections.reshape import CheckerboardSqueeze, Flatten, Reshape, Squeeze, Transpose
+from flowkit.bijections.residual import ResidualBlock
 from flowkit.bijections.split import Concat, Split
 from flowkit.bijections.sylvester import Sylvester
 from flowkit.bijections.univariate_elementwise import Elementwise
