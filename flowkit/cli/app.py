@@ -14,7 +14,9 @@ import click
 from flowkit._version import __version__
 from flowkit.cli.groups import Group, LazyGroup
 from flowkit.errors import ConformanceError, FlowkitError, PluginWarning
+from flowkit.strict_json import in_one_line
 
+LONGEST = 2000  # characters of a sentence
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS = {
@@ -70,7 +72,8 @@ def run(arguments: Sequence[str] | None = None, group: Group = root) -> int:
         except ConformanceError as error:
             code = _say(str(error), FAILED)
         except FlowkitError as error:
-            code = _say(str(error), REFUSED)
+            # What a stranger's file is called, and what it says, must not steer the terminal.
+            code = _say(in_one_line(str(error), LONGEST), REFUSED)
         except Exception as error:
             code = _unexpected(error, words)
     return code

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flowkit.cli.options import seed_option
+from flowkit.cli.options import Temperature, seed_option
 
 
 @click.command()
@@ -21,9 +21,7 @@ from flowkit.cli.options import seed_option
     help="Samples, of each row of the conditions where there are some.",
 )
 @seed_option
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Scales the latent's spread."
-)
+@click.option("--temperature", type=Temperature(), default=1.0, show_default=True, help="Scales the latent's spread.")
 @click.option("--batch", type=click.IntRange(min=1), default=1024, show_default=True, help="Rows at a time.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")

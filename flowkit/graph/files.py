@@ -150,6 +150,8 @@ def _read_node(graph: Graph, written: Any, decoder: Decoder) -> None:
             _expect(not given and not config, "a feature net takes neither given nor config")
             shapes = written["feature_shapes"]
             _expect(isinstance(shapes, list | tuple | dict), f"its feature_shapes must be lists, got {shown(shapes)}")
+            keys = list(shapes) if isinstance(shapes, dict) else []
+            _expect(all(key.isprintable() for key in keys), f"a name of its outputs is not printable: {shown(keys)}")
             graph.features(part, *inputs, name=name, shapes=shapes)
         else:
             _expect("features" not in written, "a feature net needs its feature_shapes")
