@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "flowkit.cli.check:command",
     "draw": "flowkit.cli.draw:command",
     "examples": "flowkit.cli.catalog_group:examples",
+    "export": "flowkit.cli.export:command",
     "inspect": "flowkit.cli.inspect:command",
     "logprob": "flowkit.cli.logprob:command",
     "plugins": "flowkit.cli.plugins:command",

@@ -149,9 +149,7 @@ class _Folding:
                 matrix = self._value(a)
                 wide = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
                 triangle = {key: value for key, value in options.items() if key != "left"}
-                inverse = self._hold(
-                    torch.linalg.solve_triangular(matrix.double(), wide, **triangle).to(matrix.dtype)  # type: ignore[arg-type]
-                )
+                inverse = self._hold(torch.linalg.solve_triangular(matrix.double(), wide, **triangle).to(matrix.dtype))
                 pair = (inverse, b) if options.get("left", True) else (b, inverse)
                 made = self.module.graph.call_function(torch.matmul, pair)
             else:

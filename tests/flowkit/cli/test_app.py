@@ -57,7 +57,7 @@ def test_wrong_command_says_which_there_are(capsys):
     assert told.out == ""
     assert told.err == (
         "flowkit: no command 'exmaples'; did you mean 'examples'? "
-        "There are: bench, check, draw, examples, inspect, logprob, plugins, sample.\n"
+        "There are: bench, check, draw, examples, export, inspect, logprob, plugins, sample.\n"
     )
 
 
