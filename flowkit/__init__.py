@@ -15,6 +15,8 @@ _MODULES = {
     "flowkit.bijection": ("Bijection", "Prepared", "add_rows"),
     "flowkit.bijections": (
         "Elementwise",
+        "SphereMoebius",
+        "SphereToCylinder",
         "SplineCoupling",
         "GINCoupling",
         "AdditiveCoupling",
@@ -34,6 +36,7 @@ _MODULES = {
         "Augment",
         "Box",
         "CDF",
+        "CircleShift",
         "Concat",
         "Coupling",
         "ElementwiseAffine",
@@ -83,6 +86,7 @@ _MODULES = {
         "StandardNormal",
         "StudentT",
         "Uniform",
+        "UniformSphere",
     ),
     "flowkit.errors": (
         "BackpropError",
@@ -106,6 +110,7 @@ _MODULES = {
     "flowkit.features": ("OneHot", "Resize", "ToMap", "ToVector"),
     "flowkit.flow": ("Flow",),
     "flowkit.graph": ("Graph", "InvertibleNetwork", "Wire"),
+    "flowkit.periodic": ("PeriodicNet",),
     "flowkit.registry": ("Example", "examples_of", "lookup", "plugins", "register", "registered"),
     "flowkit.storage": ("load", "save"),
     "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
@@ -116,6 +121,8 @@ _MODULES = {
         "LogisticMixture",
         "Additive",
         "Affine",
+        "AngleShift",
+        "Moebius",
         "RationalQuadraticSpline",
         "SigmoidAffine",
         "Univariate",
@@ -157,6 +164,7 @@ if TYPE_CHECKING:
         BatchNorm,
         Box,
         CheckerboardSqueeze,
+        CircleShift,
         Concat,
         ConditionalAffine,
         Coupling,
@@ -193,6 +201,8 @@ if TYPE_CHECKING:
         Sigmoid,
         Slice,
         Softplus,
+        SphereMoebius,
+        SphereToCylinder,
         SplineCoupling,
         Split,
         Squeeze,
@@ -215,6 +225,7 @@ if TYPE_CHECKING:
         StandardNormal,
         StudentT,
         Uniform,
+        UniformSphere,
     )
     from flowkit.errors import (
         BackpropError,
@@ -238,14 +249,17 @@ if TYPE_CHECKING:
     from flowkit.features import OneHot, Resize, ToMap, ToVector
     from flowkit.flow import Flow
     from flowkit.graph import Graph, InvertibleNetwork, Wire
+    from flowkit.periodic import PeriodicNet
     from flowkit.registry import Example, examples_of, lookup, plugins, register, registered
     from flowkit.storage import load, save
     from flowkit.subnets import MLP, ConvNet, ResidualNet
     from flowkit.univariate import (
         Additive,
         Affine,
+        AngleShift,
         BernsteinPolynomial,
         LogisticMixture,
+        Moebius,
         RationalQuadraticSpline,
         SigmoidAffine,
         Sigmoidal,

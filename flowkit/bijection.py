@@ -54,6 +54,7 @@ class Bijection(nn.Module):
     adaptive: bool = False  # the number of steps depends on the data: not for full-graph compile or export
     dimension_changing: bool = False  # not a bijection in the strict sense: the likelihood is a bound
     inexact: str = ""  # with the above or `stochastic`: what `log_prob` then is, for `flow.exact` to say
+    embedded: bool = False  # on a surface in more coordinates, whose area is the measure; constant along the normals
     integer_conditions: bool = False  # takes integer labels as they are
 
     in_shapes: tuple[Shape, ...]

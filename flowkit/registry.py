@@ -20,6 +20,7 @@ BUILTIN_MODULES = (
     "flowkit.bijections",
     "flowkit.univariate",
     "flowkit.subnets",
+    "flowkit.periodic",
     "flowkit.features",
     "flowkit.distributions",
     "flowkit.graph.network",

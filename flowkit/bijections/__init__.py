@@ -25,6 +25,7 @@ from flowkit.bijections.permutation import Permute, Reverse, Roll
 from flowkit.bijections.planar import Planar, Radial
 from flowkit.bijections.reshape import CheckerboardSqueeze, Flatten, Reshape, Squeeze, Transpose
 from flowkit.bijections.residual import ResidualBlock
+from flowkit.bijections.sphere import CircleShift, SphereMoebius, SphereToCylinder
 from flowkit.bijections.split import Concat, Split
 from flowkit.bijections.sylvester import Sylvester
 from flowkit.bijections.univariate_elementwise import Elementwise
@@ -41,6 +42,7 @@ __all__ = [
     "BatchNorm",
     "Box",
     "CheckerboardSqueeze",
+    "CircleShift",
     "Concat",
     "ConditionalAffine",
     "Coupling",
@@ -78,6 +80,8 @@ __all__ = [
     "Sigmoid",
     "Slice",
     "Softplus",
+    "SphereMoebius",
+    "SphereToCylinder",
     "SplineCoupling",
     "Split",
     "Squeeze",

@@ -27,6 +27,8 @@ FORWARDED = (
     "tolerance",
     "adaptive",
     "dimension_changing",
+    "inexact",
+    "embedded",
     "integer_conditions",
 )
 

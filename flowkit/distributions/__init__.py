@@ -4,6 +4,7 @@ from flowkit.distributions.base import Base
 from flowkit.distributions.heavy_tailed import Laplace, StudentT, Uniform
 from flowkit.distributions.mixture import ClassConditional, GaussianMixture
 from flowkit.distributions.normal import DiagonalNormal, FullNormal, StandardNormal
+from flowkit.distributions.sphere import UniformSphere
 
 __all__ = [
     "Base",
@@ -15,4 +16,5 @@ __all__ = [
     "StandardNormal",
     "StudentT",
     "Uniform",
+    "UniformSphere",
 ]

@@ -332,7 +332,7 @@ class InvertibleNetwork(Bijection):
         parts: list[Any] = [self.nodes._modules[s.name] for s in self._schedule.forward if not s.features]
         for promise in ("constant_log_det", "volume_preserving"):
             setattr(self, promise, all(getattr(part, promise) for part in parts))
-        for nature in ("stochastic", "iterative", "slow_inverse", "adaptive", "dimension_changing"):
+        for nature in ("stochastic", "iterative", "slow_inverse", "adaptive", "dimension_changing", "embedded"):
             setattr(self, nature, any(getattr(part, nature) for part in parts))
         self.tolerance = max([part.tolerance for part in parts], default=0.0)
 

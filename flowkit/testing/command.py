@@ -129,6 +129,8 @@ def _round_trip(flow: fk.Flow, x: object, given: object, dtype: torch.dtype) -> 
 def _log_det(flow: fk.Flow, x: object, given: object) -> Result:
     if not flow.exact:
         return Result("log_det", "skipped", reason=f"the flow is not exact: {flow.exact!r}")
+    if flow.network.embedded:
+        return Result("log_det", "skipped", reason="a part is on a surface: its class is checked by the kit")
     if flow.dim > LARGEST_JACOBIAN:
         return Result(
             "log_det", "skipped", reason=f"{flow.dim} dimensions: the Jacobian is tried up to {LARGEST_JACOBIAN}"

@@ -3,6 +3,7 @@
 from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
 from flowkit.univariate.bernstein import BernsteinPolynomial
+from flowkit.univariate.circular import AngleShift, Moebius
 from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
 from flowkit.univariate.sigmoid_affine import SigmoidAffine
@@ -12,8 +13,10 @@ from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_un
 __all__ = [
     "Additive",
     "Affine",
+    "AngleShift",
     "BernsteinPolynomial",
     "LogisticMixture",
+    "Moebius",
     "RationalQuadraticSpline",
     "SigmoidAffine",
     "Sigmoidal",

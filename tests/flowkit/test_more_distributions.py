@@ -21,11 +21,14 @@ BASES = {
     "StudentT given": lambda d: fk.StudentT(d, df=3.0, given=2, subnet=MLP),
     "StudentT": lambda d: fk.StudentT(d, df=6.0),
     "Uniform": lambda d: fk.Uniform(d, low=-1.0, high=[2.0] * d),
+    "UniformSphere": lambda d: fk.UniformSphere(d),
     "GaussianMixture": lambda d: fk.GaussianMixture(d, components=3),
     "GaussianMixture given": lambda d: fk.GaussianMixture(d, components=2, given=2, subnet=MLP),
     "ClassConditional": lambda d: fk.ClassConditional(d, given=3),
 }
 every = pytest.mark.parametrize("name", BASES)
+ON_SURFACES = ("UniformSphere",)
+in_the_plane = pytest.mark.parametrize("name", [name for name in BASES if name not in ON_SURFACES])
 
 
 def drawn(name, dim):
@@ -45,7 +48,7 @@ def test_every_registered_base_is_here():
     assert classes == {name.split()[0] for name in BASES}
 
 
-@every
+@in_the_plane
 def test_density_integrates_to_one(name):
     base, conditions = drawn(name, 2)
     grid = torch.linspace(-1, 1, 401)
@@ -58,7 +61,7 @@ def test_density_integrates_to_one(name):
     assert total == pytest.approx(1, abs=0.02 if name == "Uniform" else 2e-3)  # a box's edges fall between grid points
 
 
-@every
+@in_the_plane
 def test_samples_have_the_density(name):
     """The sampled share of a box is its integrated density; 4 standard errors, a false alarm once in 16,000."""
     base, conditions = drawn(name, 1)
@@ -208,3 +211,17 @@ def test_a_base_without_samples_says_what_it_lacks():
         Base(2).sample((3,))
     with pytest.raises(NotImplementedError, match="Base has no from_noise"):
         Base(2).from_noise(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(("dim", "area"), [(2, 2 * math.pi), (3, 4 * math.pi), (4, 2 * math.pi**2)])
+def test_the_uniform_sphere(dim, area):
+    """Its density is one over the area; every coordinate of a draw has mean 0 and variance 1 / dim."""
+    torch.manual_seed(0)
+    base = fk.UniformSphere(dim)
+    z = base.sample((50_000,))
+    torch.testing.assert_close(z.norm(dim=-1), torch.ones(50_000))
+    torch.testing.assert_close(base.log_prob(z).exp(), torch.full((50_000,), 1 / area))
+    torch.testing.assert_close(z.T @ z / 50_000, torch.eye(dim) / dim, atol=0.01, rtol=0)
+    assert base.log_prob(z[0] * math.nan).isnan()
+    with pytest.raises(fk.ConfigError, match="two or more coordinates, got 1"):
+        fk.UniformSphere(1)
