@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from flowkit.bijection import HALF
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
+from flowkit.univariate.rational_quadratic_eager import Setting, Spline, pull_back, transform
 from flowkit.univariate.univariate import Univariate
 
 
@@ -85,59 +88,114 @@ class RationalQuadraticSpline(Univariate):
 
     def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(y, log-derivative)`."""
-        x, parameters = _wide(x, parameters)
-        at = x.clamp(-self.bound, self.bound)
-        bin = self._find(at, parameters, by_height=False)
-        t = ((at - bin.left) / bin.width).clamp(0, 1)
-        slope, rest = bin.height / bin.width, t * (1 - t)
-        denominator = slope + (bin.start + bin.end - 2 * slope) * rest
-        y = bin.bottom + bin.height * (slope * t * t + bin.start * rest) / denominator
-        return self._with_tails(x, y, _log_derivative(bin, slope, t, denominator))
+        return self._spline(x, parameters, inverse=False)
 
     def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(x, log-derivative of the inverse)`."""
-        y, parameters = _wide(y, parameters)
-        at = y.clamp(-self.bound, self.bound)
-        bin = self._find(at, parameters, by_height=True)
-        slope, up = bin.height / bin.width, at - bin.bottom
-        bend = bin.start + bin.end - 2 * slope
+        return self._spline(y, parameters, inverse=True)
+
+    def undo(
+        self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor], dict[str, Tensor]]:
+        """In closed form, from the bins that the inverse finds."""
+        if not eager():
+            return super().undo(y, parameters, grad_y, grad_log)
+        wide, values = _wide(y, parameters)
+        arguments = (wide, values[0], values[1], self._with_ends(values[2]))
+        x, log_derivative, found = transform(*arguments, self._setting, inverse=True)
+        grad_x, *grads = pull_back(found, grad_y.to(x.dtype), grad_log.expand_as(x).to(x.dtype), self._setting, False)
+        assert grad_x is not None
+        grads[2] = grads[2][:, 1:-1]
+        given = [grad.to(parameter.dtype) for grad, parameter in zip(grads, parameters, strict=True)]
+        return x, grad_x, given, {}
+
+    @property
+    def _setting(self) -> Setting:
+        return Setting(-self.bound, self.bound, self.min_bin, self.min_derivative, self.offset)
+
+    def _with_ends(self, raw: Tensor) -> Tensor:
+        """The K + 1 raw derivatives: zeros at the ends make derivatives of 1."""
+        return F.pad(raw, (0, 0) * (raw.dim() - 2) + (1, 1))
+
+    def _spline(self, x: Tensor, parameters: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+        x, (widths, heights, inner) = _wide(x, parameters)
+        arguments = (x, widths, heights, self._with_ends(inner))
+        formula = functools.partial(_formula, setting=self._setting, inverse=inverse)
+        if not eager():
+            return formula(*arguments)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in arguments):
+            return Spline.apply(*arguments, self._setting, inverse, formula)
+        with torch.no_grad():
+            return transform(*arguments, self._setting, inverse)[:2]
+
+
+def eager() -> bool:
+    """Whether nothing looks on but autograd's reverse mode: no compiler, function transform or forward mode."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return torch.autograd.forward_ad._current_level < 0
+
+
+def _formula(
+    x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The image of x and the log-derivative there, every operation recorded."""
+    at = x.clamp(setting.low, setting.high)
+    bin = _find(at, widths, heights, derivatives, setting, inverse)
+    slope = bin.height / bin.width
+    bend = bin.start + bin.end - 2 * slope
+    if inverse:
+        up = at - bin.bottom
         a = bin.height * (slope - bin.start) + up * bend
         b = bin.height * bin.start - up * bend
         c = -slope * up
         root = (b * b - 4 * a * c).clamp_min(0).sqrt()  # rounding can take it below zero
         t = (2 * c / (-b - root)).clamp(0, 1)
-        denominator = slope + bend * t * (1 - t)
-        return self._with_tails(y, bin.left + bin.width * t, -_log_derivative(bin, slope, t, denominator))
-
-    def _with_tails(self, x: Tensor, inner: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
-        outside = x.abs() > self.bound
-        return torch.where(outside, x, inner), log_derivative.masked_fill(outside, 0.0)
-
-    def _knots(self, raw: Tensor) -> Tensor:
-        """The knots `(B, K + 1, C, ...)`, from -bound to bound exactly."""
-        sizes = self.min_bin + (1 - self.min_bin * self.bins) * raw.softmax(1)
-        inner = 2 * self.bound * sizes.cumsum(1)[:, :-1] - self.bound
-        edge = torch.full_like(raw[:, :1], self.bound)
-        return torch.cat((-edge, inner, edge), 1)
-
-    def _find(self, at: Tensor, parameters: tuple[Tensor, ...], by_height: bool) -> Bin:
-        lefts, bottoms = self._knots(parameters[0]), self._knots(parameters[1])
-        one = torch.ones_like(lefts[:, :1])
-        inner = F.softplus(parameters[2] + self.offset) + self.min_derivative
-        derivatives = torch.cat((one, inner, one), 1)
-        at = at.unsqueeze(1)
-        knots = bottoms if by_height else lefts
-        index = (at >= knots[:, 1:-1]).sum(1, keepdim=True)  # how many inner knots lie to the left
-        low = [each.gather(1, index).squeeze(1) for each in (lefts, bottoms, derivatives)]
-        high = [each.gather(1, index + 1).squeeze(1) for each in (lefts, bottoms, derivatives)]
-        return Bin(low[0], low[1], high[0] - low[0], high[1] - low[1], low[2], high[2])
+    else:
+        t = ((at - bin.left) / bin.width).clamp(0, 1)
+    rest = t * (1 - t)
+    denominator = slope + bend * rest
+    curve = bin.end * t * t + 2 * slope * rest + bin.start * (1 - t) * (1 - t)
+    log_derivative = 2 * (slope / denominator).log() + curve.log()
+    if inverse:
+        image, log_derivative = bin.left + bin.width * t, -log_derivative
+    else:
+        image = bin.bottom + bin.height * (slope * t * t + bin.start * rest) / denominator
+    outside = x != at
+    return torch.where(outside, x, image), torch.where(outside, 0.0, log_derivative)
 
 
-def _log_derivative(bin: Bin, slope: Tensor, t: Tensor, denominator: Tensor) -> Tensor:
-    curve = bin.end * t * t + 2 * slope * t * (1 - t) + bin.start * (1 - t) * (1 - t)
-    return 2 * slope.log() + curve.log() - 2 * denominator.log()
+def _find(
+    at: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, by_height: bool
+) -> Bin:
+    """Each element's bin, by choices between neighbouring knots, which a compiler makes into one pass."""
+    lefts, bottoms = _knots(widths, setting), _knots(heights, setting)
+    raw = derivatives.unbind(1)
+    left, right, bottom, top = lefts[0], lefts[1], bottoms[0], bottoms[1]
+    start, end = raw[0], raw[1]
+    for k in range(1, len(lefts) - 1):
+        beyond = at >= (bottoms if by_height else lefts)[k]
+        left, right = torch.where(beyond, lefts[k], left), torch.where(beyond, lefts[k + 1], right)
+        bottom, top = torch.where(beyond, bottoms[k], bottom), torch.where(beyond, bottoms[k + 1], top)
+        start, end = torch.where(beyond, raw[k], start), torch.where(beyond, raw[k + 1], end)
+    start = F.softplus(start + setting.offset) + setting.min_derivative
+    end = F.softplus(end + setting.offset) + setting.min_derivative
+    return Bin(left, bottom, right - left, top - bottom, start, end)
 
 
-def _wide(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _knots(raw: Tensor, setting: Setting) -> list[Tensor]:
+    """The K + 1 knots, from end to end exactly."""
+    each = raw.unbind(1)
+    span = setting.high - setting.low
+    most = functools.reduce(torch.maximum, each).detach()
+    parts = [(part - most).exp() for part in each]
+    scale = span * (1 - len(each) * setting.min_bin) / functools.reduce(torch.add, parts)
+    knots = [torch.full_like(most, setting.low)]
+    for part in parts[:-1]:
+        knots.append(knots[-1] + (part * scale + span * setting.min_bin))
+    return [*knots, torch.full_like(most, setting.high)]
+
+
+def _wide(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     x = x.float() if x.dtype in HALF else x
-    return x, tuple(each.to(x.dtype) for each in parameters)
+    return x, [each.to(x.dtype) for each in parameters]

@@ -4,6 +4,7 @@ from nflows.transforms.splines.rational_quadratic import unconstrained_rational_
 
 import flowkit as fk
 from flowkit.univariate import build_univariate
+from flowkit.univariate.rational_quadratic import _formula, _knots
 
 
 def drawn(bins=5, shape=(3,), rows=64, scale=2.0, **config):
@@ -33,19 +34,64 @@ def test_round_trip_and_derivative(bins, shape):
     torch.testing.assert_close(spline.inverse(y, *parameters), (x, -log_derivative), atol=1e-8, rtol=1e-8)
 
 
-def test_gradients():
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients(inverse):
     spline, parameters = drawn(3, (2,), rows=3, scale=1.0)
     leaves = [torch.randn(3, 2), *parameters]
     leaves = [each.detach().clone().requires_grad_() for each in leaves]
-    assert torch.autograd.gradcheck(spline, leaves)
-    assert torch.autograd.gradcheck(spline.inverse, leaves)
+    run = spline.inverse if inverse else spline.forward
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves, atol=1e-4)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 2)])
+def test_the_closed_form_is_that_of_autograd_through_the_formula(shape, inverse):
+    spline, parameters = drawn(6, shape)
+    leaves = [2 * torch.randn(64, *shape), *parameters]
+    leaves = [each.detach().clone().requires_grad_() for each in leaves]
+    arguments = (*leaves[:3], spline._with_ends(leaves[3]))
+    run = spline.inverse if inverse else spline.forward
+    results = run(*leaves), _formula(*arguments, spline._setting, inverse)
+    torch.testing.assert_close(*results, atol=1e-10, rtol=1e-10)
+    upstream = [torch.randn(64, *shape), torch.randn(64, *shape)]
+    closed, recorded = (torch.autograd.grad(each, leaves, upstream) for each in results)
+    torch.testing.assert_close(closed, recorded, atol=1e-8, rtol=1e-8)
+
+
+def test_undo_gives_the_input_and_the_gradients():
+    spline, parameters = drawn(6, (3, 2))
+    leaves = [each.detach().clone().requires_grad_() for each in (2 * torch.randn(64, 3, 2), *parameters)]
+    y, log_derivative = spline(*leaves)
+    upstream = torch.randn(64, 3, 2), torch.randn(64, 1, 1)
+    wanted = torch.autograd.grad((y, log_derivative), leaves, (upstream[0], upstream[1].expand_as(y)))
+    with torch.no_grad():
+        x, grad_x, grads, own = spline.undo(y, leaves[1:], *upstream)
+    torch.testing.assert_close(x, leaves[0], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close((grad_x, *grads), wanted, atol=1e-6, rtol=1e-6)
+    assert own == {}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # torch's own, in its forward mode
+def test_function_transforms_and_forward_mode_see_the_formula():
+    spline, parameters = drawn(4, (2,), rows=5)
+    x = torch.randn(5, 2)
+    mapped = torch.func.vmap(lambda x, *p: spline(x[None], *[each[None] for each in p])[0][0])(x, *parameters)
+    torch.testing.assert_close(mapped, spline(x, *parameters)[0])
+    _, log_derivative = spline(x, *parameters)
+    along = torch.func.jvp(lambda x: spline(x, *parameters)[0], (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(along.log(), log_derivative)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(spline(dual, *parameters)[0]).tangent
+    torch.testing.assert_close(tangent.log(), log_derivative)
 
 
 def test_float32_on_knots_in_tails_and_with_the_smallest_bins():
     spline, parameters = drawn(8, (1,), rows=1, scale=0.0)
     extreme = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     extreme[0][:, 0], extreme[1][:, -1] = 50.0, 50.0  # all but one bin as narrow, or as low, as may be
-    knots = spline._knots(extreme[0]).flatten().float()
+    knots = torch.cat(_knots(extreme[0], spline._setting)).flatten().float()
     x = torch.cat((knots, torch.tensor([-1e6, 1e6, -3.0000002, 3.0000002, 2.9999998]))).float()[:, None]
     rows = [p.expand(len(x), *p.shape[1:]) for p in extreme]
     y, log_derivative = spline(x, *rows)
