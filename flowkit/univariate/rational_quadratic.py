@@ -102,7 +102,7 @@ class RationalQuadraticSpline(Univariate):
             return super().undo(y, parameters, grad_y, grad_log)
         wide, values = _wide(y, parameters)
         arguments = (wide, values[0], values[1], self._with_ends(values[2]))
-        x, log_derivative, found = transform(*arguments, self._setting, inverse=True)
+        x, _, found = transform(*arguments, self._setting, inverse=True)
         grad_x, *grads = pull_back(found, grad_y.to(x.dtype), grad_log.expand_as(x).to(x.dtype), self._setting, False)
         assert grad_x is not None
         grads[2] = grads[2][:, 1:-1]
@@ -165,9 +165,7 @@ def _formula(
     return torch.where(outside, x, image), torch.where(outside, 0.0, log_derivative)
 
 
-def _find(
-    at: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, by_height: bool
-) -> Bin:
+def _find(at: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, by_height: bool) -> Bin:
     """Each element's bin, by choices between neighbouring knots, which a compiler makes into one pass."""
     lefts, bottoms = _knots(widths, setting), _knots(heights, setting)
     raw = derivatives.unbind(1)
