@@ -283,6 +283,8 @@ class JacobianNet(nn.Module):
             h = layer.map(h, weight) + layer.offset(dtype, time)
         return Linearized(h, slopes, weights, self)
 
+    forward = at  # for `torch.func.functional_call`
+
 
 def _widened(parameter: Tensor) -> Tensor:
     return parameter.float() if parameter.dtype in HALF else parameter

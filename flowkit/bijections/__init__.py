@@ -6,6 +6,7 @@ from flowkit.bijections.augmentation import Augment, Slice
 from flowkit.bijections.autoregressive import MaskedAutoregressive
 from flowkit.bijections.bounded import Box, StickBreaking
 from flowkit.bijections.cdfs import CDF, Quantile
+from flowkit.bijections.continuous import ContinuousFlow
 from flowkit.bijections.conv1x1 import InvertibleConv1x1
 from flowkit.bijections.cosine import DCT
 from flowkit.bijections.coupling import AffineCoupling, Coupling
@@ -45,6 +46,7 @@ __all__ = [
     "CircleShift",
     "Concat",
     "ConditionalAffine",
+    "ContinuousFlow",
     "Coupling",
     "Elementwise",
     "ElementwiseAffine",

@@ -117,7 +117,7 @@ class ResidualBlock(Bijection):
         super().__init__(shape, given=given)
         shape = self.in_shapes[0]
         if not 1 <= len(shape) <= 4 or not numel(shape):
-            raise ShapeError(f"ResidualBlock needs vectors (D,) or maps (C, ...) up to (C, D, H, W), got shape {shape}")
+            raise ShapeError(f"ResidualBlock needs vectors (D,) or maps, (C, ...) to (C, D, H, W), got shape {shape}")
         if not 0 < coeff < 1:
             raise ConfigError(f"ResidualBlock: coeff must be above 0 and below 1, got {coeff!r}")
         if log_det not in LOG_DETS:

@@ -64,7 +64,7 @@ def test_the_bound_is_nearly_reached(shape):
             layer.weight.fill_(1.0)
             layer.bias.fill_(3.0)
     jacobian = block._function(())(torch.ones(1, *shape)).jacobian()
-    assert 0.6 < torch.linalg.matrix_norm(jacobian, 2).item() < 0.95 + 1e-12
+    assert 0.5 < torch.linalg.matrix_norm(jacobian, 2).item() < 0.95 + 1e-12
 
 
 def test_conditions_are_not_bounded():
@@ -253,8 +253,8 @@ def test_another_size_shares_the_weights_and_has_its_own_bounds():
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [
-        (((),), {}, r"ResidualBlock needs vectors \(D,\) or maps .* got shape \(\)"),
-        (((2, 2, 2, 2, 2),), {}, "up to"),
+        (((),), {}, r"ResidualBlock needs vectors \(D,\) or maps, .* got shape \(\)"),
+        (((2, 2, 2, 2, 2),), {}, r"to \(C, D, H, W\)"),
         (((3,),), {"coeff": 1.0}, "coeff must be above 0 and below 1, got 1.0"),
         (((3,),), {"activation": "silu"}, "activation must be one of lipswish, elu, tanh, softplus, got 'silu'"),
         (((3,),), {"hidden": ()}, "hidden must be a positive int"),
