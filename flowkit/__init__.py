@@ -116,6 +116,7 @@ _MODULES = {
     "flowkit.storage": ("load", "save"),
     "flowkit.subnets": ("ConvNet", "MLP", "ResidualNet"),
     "flowkit.univariate": (
+        "UnconstrainedMonotonic",
         "SumOfSquaresPolynomial",
         "BernsteinPolynomial",
         "Sigmoidal",
@@ -266,6 +267,7 @@ if TYPE_CHECKING:
         SigmoidAffine,
         Sigmoidal,
         SumOfSquaresPolynomial,
+        UnconstrainedMonotonic,
         Univariate,
         UnivariateRecipe,
         VolumePreservingAffine,

@@ -8,6 +8,7 @@ from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
 from flowkit.univariate.sigmoid_affine import SigmoidAffine
 from flowkit.univariate.sum_of_squares import SumOfSquaresPolynomial
+from flowkit.univariate.unconstrained import UnconstrainedMonotonic
 from flowkit.univariate.univariate import Univariate, UnivariateRecipe, build_univariate
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SigmoidAffine",
     "Sigmoidal",
     "SumOfSquaresPolynomial",
+    "UnconstrainedMonotonic",
     "Univariate",
     "UnivariateRecipe",
     "VolumePreservingAffine",

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 import flowkit as fk
 from flowkit.bisection import solve_monotone
@@ -12,10 +13,15 @@ MAPS = {
     "sigmoidal": fk.Sigmoidal.recipe(components=3),
     "bernstein": fk.BernsteinPolynomial.recipe(degree=5),
     "sum_of_squares": fk.SumOfSquaresPolynomial.recipe(polynomials=2, degree=3),
+    "unconstrained": fk.UnconstrainedMonotonic.recipe(hidden=3),
 }
-FINE = {"bernstein": fk.BernsteinPolynomial.recipe(degree=12, bound=2.0)}  # where a test needs more resolution
+FINE = {  # where a test needs more resolution
+    "bernstein": fk.BernsteinPolynomial.recipe(degree=12, bound=2.0),
+    "unconstrained": fk.UnconstrainedMonotonic.recipe(hidden=6, bound=2.0),
+}
 every_map = pytest.mark.parametrize("name", MAPS)
-SLOW = "processes", "export_forward", "export_inverse"
+SLOW = "compile_forward", "compile_inverse", "export_forward", "export_inverse"
+COMPILED = "sigmoidal", "bernstein"  # one of each way to bracket the root; all of them in the long profile
 
 
 def drawn(name, shape=(3,), rows=64, scale=1.0):
@@ -30,7 +36,8 @@ def drawn(name, shape=(3,), rows=64, scale=1.0):
 @pytest.mark.parametrize(("shape", "given"), [((2,), ()), ((1, 2), ((1, 2),))])
 def test_laws(name, shape, given):
     subnet = {"subnet": fk.ConvNet(hidden=3, kernel=1, activation="silu"), "given": given} if given else {}
-    skip = (*SLOW, "compile_forward", "compile_inverse") if given else SLOW
+    compiled = not given and (name in COMPILED or settings().max_examples > 200)
+    skip = ("processes",) if compiled else ("processes", *SLOW)
     check_bijection(fk.Elementwise, example=fk.Example(shape, univariate=MAPS[name], **subnet), skip=skip)
 
 
@@ -64,7 +71,7 @@ def test_gradients_of_first_and_second_order(name):
 @every_map
 def test_density_integrates_to_one(name):
     univariate, parameters = drawn(name, (4,), rows=1)
-    x = torch.linspace(-60, 60, 200_001)[:, None].expand(-1, 4)
+    x = torch.linspace(-60, 60, 20_001)[:, None].expand(-1, 4)
     with torch.no_grad():
         y, log_derivative = univariate(x, *[p.expand(len(x), *p.shape[1:]) for p in parameters])
     density = (torch.distributions.Normal(0.0, 1.0).log_prob(y) + log_derivative).exp()
