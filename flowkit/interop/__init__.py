@@ -4,7 +4,9 @@ from flowkit.interop.export import FlowFunction, export
 from flowkit.interop.exported import Exported, load_exported
 from flowkit.interop.freia import FreiaBijection, as_freia, from_freia
 from flowkit.interop.nflows import NflowsBase, NflowsTransform, from_nflows
+from flowkit.interop.pyro import as_pyro
 from flowkit.interop.transforms import BijectionTransform
+from flowkit.interop.zuko import ZukoBase, ZukoTransform, as_zuko, from_zuko
 
 __all__ = [
     "BijectionTransform",
@@ -13,9 +15,14 @@ __all__ = [
     "FreiaBijection",
     "NflowsBase",
     "NflowsTransform",
+    "ZukoBase",
+    "ZukoTransform",
     "as_freia",
+    "as_pyro",
+    "as_zuko",
     "export",
     "from_freia",
     "from_nflows",
+    "from_zuko",
     "load_exported",
 ]

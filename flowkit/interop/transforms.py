@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
@@ -19,7 +20,7 @@ class BijectionTransform(Transform):
 
     Args:
         bijection: a bijection with one input and one output.
-        conditions: its conditions, each `(*shape)` without a batch dimension: the same for every row.
+        conditions: its conditions, each `(*batch, *shape)`; the batch, if any, broadcasts against x's.
 
     Raises:
         ShapeError: several inputs or outputs, or conditions of other shapes.
@@ -41,7 +42,8 @@ class BijectionTransform(Transform):
                 f"{len(bijection.in_shapes)} and {len(bijection.out_shapes)}"
             )
         shapes = tuple(tuple(c.shape) for c in conditions)
-        if shapes != bijection.condition_shapes:
+        fits = [shape[len(shape) - len(s) :] == s for shape, s in zip(shapes, bijection.condition_shapes, strict=False)]
+        if len(shapes) != len(bijection.condition_shapes) or not all(fits):
             raise ShapeError(
                 f"{type(bijection).__name__} takes conditions of shapes {bijection.condition_shapes}, got {shapes}"
             )
@@ -52,11 +54,19 @@ class BijectionTransform(Transform):
 
     def _run(self, name: str, value: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         lead = value.shape[: value.dim() - len(old)]
-        rows = value.reshape(numel(tuple(lead)), *old)
-        conditions = [c.expand(rows.shape[0], *c.shape) for c in self.conditions]
+        shapes = self.bijection.condition_shapes
+        leads = [c.shape[: c.dim() - len(s)] for c, s in zip(self.conditions, shapes, strict=True)]
+        lead = torch.broadcast_shapes(lead, *leads)
+        count = numel(tuple(lead))
+        rows = value.expand(*lead, *old).reshape(count, *old)
+        conditions = [c.expand(*lead, *s).reshape(count, *s) for c, s in zip(self.conditions, shapes, strict=True)]
         method = self.bijection if name == "forward" else self.bijection.inverse
         output, log_det = method(rows, *conditions)
         return as_tuple(output)[0].reshape(*lead, *new), log_det.reshape(lead)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(y, log|det dy/dx|)` in one pass; the name is zuko's."""
+        return self._run("forward", x, self._in, self._out)
 
     def _call(self, x: Tensor) -> Tensor:
         return self._run("forward", x, self._in, self._out)[0]
