@@ -4,15 +4,18 @@ All take `features`, an int or an event shape, and `condition`: an int, a shape 
 shapes. The data is called x, the latent z.
 """
 
-from flowkit.flows.autoregressive import iaf, maf
+from flowkit.flows.autoregressive import iaf, maf, naf
 from flowkit.flows.couplings import nice, nsf, realnvp
+from flowkit.flows.gaussianization import gaussianization
 from flowkit.flows.glow import glow
 from flowkit.flows.planar import planar, sylvester
 
 __all__ = [
+    "gaussianization",
     "glow",
     "iaf",
     "maf",
+    "naf",
     "nice",
     "nsf",
     "planar",

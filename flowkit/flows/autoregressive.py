@@ -1,4 +1,4 @@
-"""Masked autoregressive flows, and inverse ones."""
+"""Masked autoregressive flows, inverse ones, and neural ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, check_count, declare_conditions, given_of
 from flowkit.graph import Graph
 from flowkit.shapes import as_shape
-from flowkit.univariate import Affine
+from flowkit.univariate import Affine, Sigmoidal
 
 
 def maf(
@@ -64,6 +64,35 @@ def iaf(
     torch.Size([4, 3])
     """
     return _autoregressive("iaf", features, condition, layers, hidden, univariate, inverted=True)
+
+
+def naf(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 3,
+    hidden: int | Sequence[int] = (64, 64),
+    components: int = 8,
+) -> Flow:
+    """A neural autoregressive flow: `maf` with deep sigmoidal maps, which bend each element as they must.
+
+    Densities take one pass, samples D, in each of which the map is inverted by iteration.
+
+    Args:
+        features, condition, layers, hidden: see `maf`.
+        components: sigmoids of each map, see `fk.Sigmoidal`.
+
+    Raises:
+        ShapeError: see `maf`.
+        ConfigError: fewer than one layer or component.
+
+    Source: Huang et al., Neural autoregressive flows, 2018.
+
+    >>> import torch
+    >>> naf(3, condition=2, layers=1, hidden=(16,), components=4).sample((4,), given=torch.zeros(2)).shape
+    torch.Size([4, 3])
+    """
+    univariate = Sigmoidal.recipe(components=components)
+    return _autoregressive("naf", features, condition, layers, hidden, univariate, inverted=False)
 
 
 def _autoregressive(

@@ -13,6 +13,8 @@ VECTORS = {
     "nsf": lambda **k: fk.flows.nsf(2, layers=3, hidden=(16,), bins=4, **k),
     "maf": lambda **k: fk.flows.maf(2, layers=3, hidden=(16,), **k),
     "iaf": lambda **k: fk.flows.iaf(2, layers=2, hidden=(16,), **k),
+    "naf": lambda **k: fk.flows.naf(2, layers=2, hidden=(16,), components=3, **k),
+    "gaussianization": lambda **k: fk.flows.gaussianization(2, layers=2, hidden=(16,), components=3, **k),
     "planar": lambda **k: fk.flows.planar(2, layers=4, **k),
     "sylvester": lambda **k: fk.flows.sylvester(2, layers=3, **k),
 }
@@ -67,6 +69,32 @@ def test_glow_is_multi_scale_and_takes_vectors_and_maps():
     torch.testing.assert_close(flow.inverse(z, given=given), (x, -log_det), atol=1e-9, rtol=1e-9)
 
 
+def test_gaussianization_starts_as_a_rotation_and_takes_maps_one_feature_and_any_univariate_map():
+    flow = fk.flows.gaussianization((2, 3, 4), condition={"label": 3, "photo": (1, 6, 8)}, layers=1, hidden=4)
+    x, given = torch.randn(5, 2, 3, 4), {"label": torch.randn(5, 3), "photo": torch.randn(5, 1, 6, 8)}
+    z, log_det = flow(x, given=given)
+    torch.testing.assert_close((z.norm(dim=1), log_det), (x.flatten(1).norm(dim=1), torch.zeros(5)))
+    one = redrawn(fk.flows.gaussianization(1, layers=1, univariate=fk.BernsteinPolynomial.recipe(degree=3)))
+    x = torch.randn(5, 1)
+    z, log_det = one(x)
+    torch.testing.assert_close(one.inverse(z), (x, -log_det), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["naf", "gaussianization"])
+def test_two_bumps_are_learnt(name):
+    """Where both axes have two bumps at +-1, the best affine flow reaches 2.92 nats and the truth is 1.82."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 2) * 0.3 + torch.randint(0, 2, (512, 2)) * 2 - 1
+    flow = VECTORS[name]()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=0.02)
+    for _ in range(250):
+        loss = -flow.log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 2.3
+
+
 def test_maps_take_convolutions(tmp_path):
     flow = redrawn(fk.flows.nsf((2, 4, 4), condition=(1, 8, 8), layers=2, hidden=4, bins=3))
     x, y = torch.randn(3, 2, 4, 4), torch.randn(3, 1, 8, 8)
@@ -112,6 +140,8 @@ def test_known_posterior():
         (lambda: fk.flows.glow((3, 6, 8)), r"H and W divisible by 4, got shape \(3, 6, 8\)"),
         (lambda: fk.flows.glow((3, 8, 8), levels=0), "glow: levels must be"),
         (lambda: fk.flows.maf((2, 4, 4)), "MaskedAutoregressive"),
+        (lambda: fk.flows.naf(2, components=0), "Sigmoidal: components must be an int of at least 1, got 0"),
+        (lambda: fk.flows.gaussianization(2, layers=0), "gaussianization: layers must be an int of at least 1"),
         (lambda: fk.flows.planar(2, layers=-1), "planar: layers must be"),
         (lambda: fk.flows.sylvester(2, layers=0), "sylvester: layers must be"),
         (lambda: fk.flows.realnvp(1), "AffineCoupling needs at least two channels"),
