@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 FRIENDS = (
     ("FrEIA", "from_freia(network), FreiaBijection(module), as_freia(bijection)"),
+    ("scikit-learn", "FlowDensity(), a density estimator"),
     ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
 )
 
