@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,8 +63,11 @@ def _depends_on_conditions_alone(graph: Graph, wire: Wire) -> bool:
     return all(_depends_on_conditions_alone(graph, w) for node in makers for w in node.inputs)
 
 
-def make_base(base: Any, dim: int, given: tuple[Shape, ...]) -> Any:
-    """The base of D dimensions with these conditions: as it is, made by a callable, or standard normal."""
+def make_base(base: Any, dim: int, given: tuple[Shape, ...], latents: Mapping[str, int] | None = None) -> Any:
+    """The base of D dimensions with these conditions: as it is, made by a callable, or standard normal.
+
+    One that is made of parts for the outputs compares their names and dimensions, `latents`, with its own.
+    """
     if base is None:
         if given:
             raise ConditionError("base_given needs a conditional base, such as base=fk.DiagonalNormal; none was given")
@@ -81,6 +84,8 @@ def make_base(base: Any, dim: int, given: tuple[Shape, ...]) -> Any:
             )
     if getattr(base, "dim", dim) != dim:
         raise ShapeError(f"the base {type(base).__name__} has {base.dim} dimensions, the latent has {dim}")
+    if latents is not None and hasattr(base, "check_latents"):
+        base.check_latents(latents)
     shapes = tuple(getattr(base, "condition_shapes", given))
     if shapes != given:
         names = listing([str(s) for s in shapes])

@@ -94,7 +94,8 @@ class Flow(nn.Module):
         for name, shape in self._latent_shapes.items():
             self.latents[name] = (slice(self.dim, self.dim + numel(shape)), shape)
             self.dim += numel(shape)
-        self.base: Any = make_base(base, self.dim, self._base_shapes)
+        sizes = {name: numel(shape) for name, shape in self._latent_shapes.items()}
+        self.base: Any = make_base(base, self.dim, self._base_shapes, sizes)
         check_options(backprop, snapshots, chunk, budget)
         self.network.backprop, self.network.snapshots = backprop, snapshots
         self.network.chunk, self.network.budget = chunk, budget
@@ -263,7 +264,7 @@ class Flow(nn.Module):
         for wire, shape in zip(self._base_wires, self._base_shapes, strict=True):
             value = values[wire]
             own = value.shape[0] == math.prod(conditions.lead) and conditions.lead != lead
-            found.append(value.reshape(*(conditions.lead if own else lead), *shape))
+            found.append(value.reshape((*(conditions.lead if own else lead), *shape)))
         return found
 
     def _encode(

@@ -2,9 +2,12 @@
 
 from flowkit.distributions.base import Base
 from flowkit.distributions.heavy_tailed import Laplace, StudentT, Uniform
+from flowkit.distributions.joint import JointBase
 from flowkit.distributions.mixture import ClassConditional, GaussianMixture
 from flowkit.distributions.normal import DiagonalNormal, FullNormal, StandardNormal
+from flowkit.distributions.resampled import Resampled
 from flowkit.distributions.sphere import UniformSphere
+from flowkit.distributions.wrapped import TorchDistribution
 
 __all__ = [
     "Base",
@@ -12,9 +15,12 @@ __all__ = [
     "DiagonalNormal",
     "FullNormal",
     "GaussianMixture",
+    "JointBase",
     "Laplace",
+    "Resampled",
     "StandardNormal",
     "StudentT",
+    "TorchDistribution",
     "Uniform",
     "UniformSphere",
 ]

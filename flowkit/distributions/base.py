@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.errors import ConfigError, ShapeError
-from flowkit.shapes import as_shapes
+from flowkit.shapes import Shape, as_shapes
 from flowkit.subnets import MLP, build_subnet
 
 
@@ -76,24 +76,37 @@ class Parametrized(Base):
 
     def __init__(self, dim: int, start: Tensor, given: int | Sequence = (), subnet: Callable | None = None):
         super().__init__(dim, given)
-        name = type(self).__name__
-        if any(len(shape) != 1 for shape in self.condition_shapes):
-            raise ShapeError(f"{name} takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()")
-        if subnet is not None and not self.condition_shapes:
-            raise ConfigError(f"{name}: a subnet needs conditions to predict from, got {subnet!r} and none")
         self.numbers = nn.Parameter(start.to(torch.get_default_dtype()))
-        self.net: Any = None
-        if self.condition_shapes:
-            width = sum(shape[0] for shape in self.condition_shapes)
-            self.net = build_subnet(subnet if subnet is not None else MLP(), (width,), (), len(start))
+        self.net = predictor(type(self).__name__, self.condition_shapes, len(start), subnet)
 
     def predicted(self, conditions: tuple[Tensor, ...]) -> Tensor:
         """The numbers, `(..., N)`, float32 or wider."""
         if self.net is None:
             return self.numbers
-        lead = torch.broadcast_shapes(*[c.shape[:-1] for c in conditions])
-        flat = torch.cat([c.expand(*lead, c.shape[-1]) for c in conditions], -1)
-        added = self.net(flat.reshape(-1, flat.shape[-1]))
-        # Wide before anything is drawn or summed: under autocast the net may give half precision.
-        wide = added.to(torch.float64 if added.dtype == torch.float64 else torch.float32)
-        return self.numbers + wide.reshape(*lead, len(self.numbers))
+        return self.numbers + predict(self.net, conditions)
+
+
+def predictor(name: str, conditions: tuple[Shape, ...], count: int, subnet: Callable | None) -> Any:
+    """The net that predicts `count` numbers from the conditions; None without any.
+
+    Raises:
+        ShapeError: a condition that is not a vector.
+        ConfigError: a subnet without conditions.
+    """
+    if any(len(shape) != 1 for shape in conditions):
+        raise ShapeError(f"{name} takes vectors as conditions, got {conditions}: use fk.ToVector()")
+    if subnet is not None and not conditions:
+        raise ConfigError(f"{name}: a subnet needs conditions to predict from, got {subnet!r} and none")
+    if not conditions:
+        return None
+    return build_subnet(subnet if subnet is not None else MLP(), (sum(shape[0] for shape in conditions),), (), count)
+
+
+def predict(net: Any, conditions: tuple[Tensor, ...]) -> Tensor:
+    """What the net makes of the conditions, which broadcast against each other: `(..., count)`, float32 or wider."""
+    lead = torch.broadcast_shapes(*[c.shape[:-1] for c in conditions])
+    flat = torch.cat([c.expand(*lead, c.shape[-1]) for c in conditions], -1)
+    predicted = net(flat.reshape(-1, flat.shape[-1]))
+    # Wide before anything is drawn or summed: under autocast the net may give half precision.
+    wide = predicted.to(torch.float64 if predicted.dtype == torch.float64 else torch.float32)
+    return wide.reshape(*lead, wide.shape[-1])

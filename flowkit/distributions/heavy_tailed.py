@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from flowkit.distributions.base import Base, Parametrized
+from flowkit.distributions.base import Base, Parametrized, predict, predictor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 
@@ -124,14 +124,19 @@ class StudentT(LocationScale):
 class Uniform(Base):
     """Uniform on the box [low, high]: log p(z) = -sum(log(high - low)) within it, minus infinity outside.
 
-    It has no parameters. Temperature scales z about the middle of the box.
+    It has no parameters. With conditions a net moves and stretches the box, which starts as the given one: its middle
+    is moved by s (high - low), its sides are multiplied by exp(t), s and t predicted; the likelihood of data outside is
+    0, and has no gradient that would widen the box to hold it. Temperature scales z about the middle of the box.
 
     Args:
         dim: D.
         low, high: a number, or D of them, low below high.
+        given: event shapes of the conditions, vectors.
+        subnet: the recipe of the net that predicts s and t, `fk.MLP` by default.
 
     Raises:
-        ConfigError: bounds that are not finite, of another number, or reversed.
+        ConfigError: bounds that are not finite, of another number, or reversed; a subnet without conditions.
+        ShapeError: a condition that is not a vector.
 
     >>> Uniform(2, low=-1.0, high=1.0).log_prob(torch.zeros(1, 2)).exp().item()
     0.25
@@ -140,8 +145,15 @@ class Uniform(Base):
     low: Tensor
     high: Tensor
 
-    def __init__(self, dim: int, low: float | Sequence[float] = 0.0, high: float | Sequence[float] = 1.0):
-        super().__init__(dim)
+    def __init__(
+        self,
+        dim: int,
+        low: float | Sequence[float] = 0.0,
+        high: float | Sequence[float] = 1.0,
+        given: int | Sequence = (),
+        subnet: Callable | None = None,
+    ):
+        super().__init__(dim, given)
         bounds = [torch.as_tensor(each, dtype=torch.get_default_dtype()) for each in (low, high)]
         if any(bound.dim() > 1 or bound.numel() not in (1, dim) for bound in bounds):
             raise ConfigError(f"Uniform: low and high must be a number or {dim} of them, got {low!r} and {high!r}")
@@ -150,11 +162,22 @@ class Uniform(Base):
             raise ConfigError(f"Uniform: low must be below high, both finite, got {low!r} and {high!r}")
         self.register_buffer("low", low_)
         self.register_buffer("high", high_)
+        self.net = predictor("Uniform", self.condition_shapes, 2 * dim, subnet)
+
+    def _bounds(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Low and high, `(D,)`, or for the rows of the conditions `(..., D)`."""
+        if self.net is None:
+            return self.low, self.high
+        shift, log_stretch = predict(self.net, conditions).chunk(2, -1)
+        width = self.high - self.low
+        middle, half = (self.low + self.high) / 2 + shift * width, width / 2 * log_stretch.exp()
+        return middle - half, middle + half
 
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
         """See the class; NaN where z is."""
-        inside = ((z >= self.low) & (z <= self.high)).all(-1)
-        log_density = -(self.high - self.low).log().sum() + 0 * z.sum(-1)
+        low, high = self._bounds(conditions)
+        inside = ((z >= low) & (z <= high)).all(-1)
+        log_density = -(high - low).log().sum(-1) + 0 * z.sum(-1)
         return torch.where(inside | z.isnan().any(-1), log_density, -math.inf)
 
     def noise(self, shape: Sequence[int]) -> Tensor:
@@ -163,9 +186,10 @@ class Uniform(Base):
 
     def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """Uniform draws, scaled by the temperature about the middle."""
-        z = (self.low + self.high) / 2 + (noise - 0.5) * (self.high - self.low) * temperature
+        low, high = self._bounds(conditions)
+        z = (low + high) / 2 + (noise - 0.5) * (high - low) * temperature
         # Rounding must not put a draw outside the box, where its density is 0.
-        within = torch.minimum(torch.maximum(z, self.low), self.high)
+        within = torch.minimum(torch.maximum(z, low), high)
         if isinstance(temperature, Tensor):  # no branch on its value, so that an exported sample takes any
             return torch.where(temperature > 1, z, within)
         return z if temperature > 1 else within

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.distributions.base import Base, Parametrized
-from flowkit.errors import ConfigError, ShapeError
+from flowkit.errors import ConfigError, InputError, ShapeError
 from flowkit.registry import register
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -92,7 +92,7 @@ class GaussianMixture(Parametrized):
 
 @register("flowkit.class_conditional")
 class ClassConditional(Base):
-    """One diagonal normal for each class, chosen by a one-hot condition: z ~ N(mu_c, diag(sigma_c^2)).
+    """One diagonal normal for each class, chosen by a label or a one-hot vector: z ~ N(mu_c, diag(sigma_c^2)).
 
     log p(z | c) = -sum(((z - mu_c) / sigma_c)^2 / 2 + log sigma_c) - D log(2 pi) / 2. Means are drawn from
     N(0, spread^2) at the start, scales are 1; a flow with this base classifies by p(z | c). Temperature scales z about
@@ -100,12 +100,16 @@ class ClassConditional(Base):
 
     Args:
         dim: D.
-        given: the shape of the condition, `(classes,)`: a one-hot vector, see `fk.OneHot`.
+        given: the shape of the condition, `(classes,)`: a one-hot vector, see `fk.OneHot`; or `((),)`: an integer
+            label.
         spread: the standard deviation of the means at the start.
+        classes: how many there are, where the condition is a label.
 
     Raises:
-        ShapeError: not one condition that is a vector.
-        ConfigError: a spread that is negative or not finite.
+        ShapeError: not one condition that is a vector or a label.
+        ConfigError: a spread that is negative or not finite; a label without `classes`, or `classes` that differ from
+            the vector's.
+        InputError: labels that are no integers, or in eager mode outside of 0 to classes - 1.
 
     Source: Izmailov et al., Semi-supervised learning with normalizing flows, 2020; Ardizzone et al., Training
         normalizing flows with the information bottleneck, 2020.
@@ -114,20 +118,38 @@ class ClassConditional(Base):
     torch.Size([5])
     """
 
-    def __init__(self, dim: int, given: int | Sequence = (), spread: float = 1.0):
+    def __init__(self, dim: int, given: int | Sequence = (), spread: float = 1.0, classes: int | None = None):
         super().__init__(dim, given)
-        if len(self.condition_shapes) != 1 or len(self.condition_shapes[0]) != 1:
+        if len(self.condition_shapes) != 1 or len(self.condition_shapes[0]) > 1:
             raise ShapeError(
-                f"ClassConditional takes one condition (classes,), a one-hot vector as fk.OneHot(n) gives, got "
-                f"{self.condition_shapes or 'none'}"
+                f"ClassConditional takes one condition (classes,), a one-hot vector as fk.OneHot(n) gives, or (), a "
+                f"label, got {self.condition_shapes or 'none'}"
             )
+        if isinstance(classes, bool) or not (classes is None or (isinstance(classes, int) and classes > 0)):
+            raise ConfigError(f"ClassConditional: classes must be a positive int, got {classes!r}")
+        self.labels = not self.condition_shapes[0]
+        if self.labels and classes is None:
+            raise ConfigError("ClassConditional on a label needs to know how many there are: pass classes=")
+        if not self.labels and classes not in (None, *self.condition_shapes[0]):
+            raise ConfigError(f"ClassConditional: classes is {classes}, the condition is of {self.condition_shapes[0]}")
         if not 0 <= spread < math.inf:
             raise ConfigError(f"ClassConditional: spread must be at least 0 and finite, got {spread!r}")
-        classes = self.condition_shapes[0][0]
+        classes = self.condition_shapes[0][0] if classes is None else classes
         self.means = nn.Parameter(spread * torch.randn(classes, dim))
         self.log_scales = nn.Parameter(torch.zeros(classes, dim))
 
+    def _of_labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise InputError(f"ClassConditional needs integer labels, got {labels.dtype}")
+        count = len(self.means)
+        if not torch.compiler.is_compiling() and not labels.is_meta and ((labels < 0) | (labels >= count)).any():
+            found = labels.min().item() if labels.min() < 0 else labels.max().item()
+            raise InputError(f"ClassConditional needs labels from 0 to {count - 1}, got {found}")
+        return self.means[labels], self.log_scales[labels]
+
     def _moments(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        if self.labels:
+            return self._of_labels(one_hot)
         weight = one_hot.to(self.means.dtype).unsqueeze(-1)
         # No matrix product: autocast would round it to half precision.
         return (weight * self.means).sum(-2), (weight * self.log_scales).sum(-2)

@@ -1,0 +1,151 @@
+"""Any distribution of torch.distributions as a base."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from flowkit.distributions.base import Base
+from flowkit.errors import ConfigError, InputError, ShapeError
+from flowkit.registry import register
+
+Factory = str | Callable[..., td.Distribution]
+
+
+@register("flowkit.torch_distribution")
+class TorchDistribution(Base):
+    """Any continuous `torch.distributions.Distribution` of vectors as a base.
+
+    log p(z) is the distribution's; minus infinity outside of its support. Where it is of single numbers, there are D of
+    them, independent. Arguments that are numbers or lists of numbers become buffers, so that they follow the dtype and
+    the device; nothing is learned.
+
+    Args:
+        dim: D.
+        factory: what makes the distribution of the arguments: the name of a class in `torch.distributions`, such as
+            `"Gumbel"`; a class or function that is registered with `fk.register`; or any other callable, with which a
+            flow works, and cannot be saved (`fk.save` names it). A name is looked up in `torch.distributions` alone, so
+            a file cannot make flowkit import anything.
+        given: event shapes of conditions, which the factory then gets first, `(..., *shape)`.
+        arguments: for the factory, by name: numbers, lists of numbers, anything else as it is.
+
+    Temperature scales about the mean where that is finite, else about the mode; where neither is, temperatures other
+    than 1 are refused.
+
+    Raises:
+        ConfigError: no such factory; it makes no distribution, or a discrete one.
+        ShapeError: a distribution of vectors of another size.
+
+    >>> TorchDistribution(2, "Gumbel", loc=0.0, scale=[1.0, 2.0]).sample((5,)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, dim: int, factory: Factory, given: int | Sequence = (), **arguments: Any):
+        super().__init__(dim, given)
+        self.factory = _find(factory) if isinstance(factory, str) else factory
+        if not callable(self.factory):
+            raise ConfigError(f"TorchDistribution needs a name, a class or a function, got {factory!r}")
+        self.label = factory if isinstance(factory, str) else getattr(factory, "__name__", repr(factory))
+        self.arguments: dict[str, Any] = {}
+        self.numeric: list[str] = []
+        for name, value in arguments.items():
+            if (isinstance(value, int | float) and not isinstance(value, bool)) or isinstance(value, list | tuple):
+                self.register_buffer(f"argument_{name}", torch.as_tensor(value, dtype=torch.get_default_dtype()))
+                self.numeric.append(name)
+            else:
+                self.arguments[name] = value
+        self.register_buffer("origin", torch.zeros(()), persistent=False)  # follows dtype and device
+        self.origin: Tensor
+        if not self.origin.is_meta:
+            self.distribution(*[torch.zeros(shape) for shape in self.condition_shapes])
+
+    def distribution(self, *conditions: Tensor) -> td.Distribution:
+        """The distribution itself, of event shape `(D,)`.
+
+        Raises:
+            ConfigError, ShapeError: see the class.
+        """
+        numbers = {name: getattr(self, f"argument_{name}") for name in self.numeric}
+        if inspect.isclass(self.factory) and issubclass(self.factory, td.Distribution):
+            numbers["validate_args"] = False  # data outside has density 0, it is no error
+        try:
+            made = self.factory(*conditions, **numbers, **self.arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"TorchDistribution: {self.label} cannot be made: {error}") from error
+        if not isinstance(made, td.Distribution):
+            raise ConfigError(f"TorchDistribution: {self.label} made a {type(made).__name__}, no torch Distribution")
+        try:
+            discrete = made.support is not None and made.support.is_discrete
+        except NotImplementedError:
+            discrete = False
+        if discrete:
+            raise ConfigError(f"TorchDistribution: {self.label} is discrete, a base needs a density")
+        if not made.event_shape:
+            lead = made.batch_shape[:-1]
+            if made.batch_shape[-1:] != (self.dim,):
+                if made.batch_shape[-1:] not in ((), (1,)):
+                    raise ShapeError(
+                        f"TorchDistribution: {self.label} has {made.batch_shape[-1]} elements, not {self.dim}"
+                    )
+                made = made.expand((*lead, self.dim))
+            made = td.Independent(made, 1, validate_args=False)
+        if made.event_shape != (self.dim,):
+            raise ShapeError(
+                f"TorchDistribution: {self.label} is of shape {tuple(made.event_shape)}, the base of ({self.dim},)"
+            )
+        return made
+
+    def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
+        """See the class; NaN where z is."""
+        made = self.distribution(*conditions)
+        if not z.numel():  # torch cannot reshape an empty batch
+            return z.sum(-1).expand(torch.broadcast_shapes(z.shape[:-1], made.batch_shape))
+        log_prob = made.log_prob(z)
+        try:
+            inside = made.support.check(z) if made.support is not None else None
+        except NotImplementedError:
+            inside = None
+        if inside is None:
+            return log_prob
+        nan = z.isnan().any(-1)
+        return torch.where(nan, z.sum(-1), torch.where(inside | nan, log_prob, -math.inf))
+
+    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
+        """The distribution's own draws, scaled about its mean or mode."""
+        made = self.distribution(*conditions)
+        lead = made.batch_shape
+        if lead:
+            made = made.expand(torch.broadcast_shapes(lead, tuple(shape)))
+            shape = ()
+        z = made.rsample(tuple(shape)) if made.has_rsample else made.sample(tuple(shape))
+        if temperature == 1:
+            return z
+        centre = self._centre(made)
+        return centre + (z - centre) * temperature
+
+    def _centre(self, made: td.Distribution) -> Tensor:
+        for name in ("mean", "mode"):
+            try:
+                centre = getattr(made, name)
+            except (NotImplementedError, AttributeError):
+                continue
+            if bool(centre.isfinite().all()):
+                return centre
+        raise InputError(f"TorchDistribution: {self.label} has no finite mean or mode, so its temperature must be 1")
+
+    def extra_repr(self) -> str:
+        """D, the conditions, and the factory."""
+        return f"{super().extra_repr()}, {self.label}"
+
+
+def _find(name: str) -> Callable[..., td.Distribution]:
+    found = getattr(td, name, None)
+    if not (inspect.isclass(found) and issubclass(found, td.Distribution)):
+        raise ConfigError(f"TorchDistribution: torch.distributions has no distribution '{name}'")
+    return found
