@@ -53,7 +53,7 @@ class EmergingConvolution(Bijection):
 
     Cost: the log-det is a sum of C numbers. forward takes (k^2 + 1) C^2 products a position. The inverse is exact, no
     iteration: it goes through each of the two H times, a row at a time, since all rows have the same triangular
-    system of C W unknowns, and takes (k + 1) / 2 times (C W)^2 products a row, and as much memory. That is C W
+    system of C W unknowns, and takes (k + 1) / 2 times (C W)^2 products a row, and as much memory. That is (k + 1) C W
     products a number, which is dear for wide maps: put it after an `fk.Squeeze`, as Glow does.
 
     Shapes: x `(B, C, H, W)`, or `(B, C, W)` with a kernel of k. State: the parameters `packed` `(C, C)`, B's centre
@@ -165,7 +165,7 @@ class EmergingConvolution(Bijection):
     def condition_number(self) -> Tensor:
         """The largest singular value of the map over the smallest, `()`, from its matrix of (C H W)^2 numbers.
 
-        That takes a multiple of (C H W)^3 products: at 12 x 16 x 16 a minute, so ask a smaller map of the same weights.
+        That takes a multiple of (C H W)^3 products: a smaller map with the same weights gives an indication for less.
         """
         shape = self.in_shapes[0]
         eye = torch.eye(numel(shape), dtype=widened(self.packed).dtype, device=self.packed.device)

@@ -204,7 +204,7 @@ class LULinear(MatrixLinear):
     P is a fixed permutation, L has ones on its diagonal, U has sign exp(log diagonal), so the log-det is a sum and the
     matrix cannot become singular, though its condition number is not bounded.
 
-    Cost: the log-det is a sum of C numbers. The matrix is built once a call, with C^3 / 3 products, its inverse by two
+    Cost: the log-det is a sum of C numbers. The matrix is built once a call, with C^3 products, its inverse by two
     triangular solves, with C^3, and both directions then take C^2 products a position; the inverse of a vector is
     solved for directly, with C^2.
 
