@@ -5,6 +5,7 @@ shapes. The data is called x, the latent z.
 """
 
 from flowkit.flows.autoregressive import iaf, maf, naf
+from flowkit.flows.contractions import ffjord, residual_flow
 from flowkit.flows.couplings import nice, nsf, realnvp
 from flowkit.flows.gaussianization import gaussianization
 from flowkit.flows.glow import glow
@@ -12,6 +13,7 @@ from flowkit.flows.planar import planar, sylvester
 
 __all__ = [
     "gaussianization",
+    "ffjord",
     "glow",
     "iaf",
     "maf",
@@ -20,5 +22,6 @@ __all__ = [
     "nsf",
     "planar",
     "realnvp",
+    "residual_flow",
     "sylvester",
 ]
