@@ -87,7 +87,13 @@ def ffjord(
     >>> flow.sample((5,), given=torch.zeros(3)).shape
     torch.Size([5, 2])
     """
-    config = {"solver": solver, "steps": steps, "tolerance": tolerance, "log_det": log_det, "adjoint": adjoint}
+    config: dict[str, Any] = {
+        "solver": solver,
+        "steps": steps,
+        "tolerance": tolerance,
+        "log_det": log_det,
+        "adjoint": adjoint,
+    }
 
     def block(graph: Graph, x: Wire, given: dict[str, Any]) -> Wire:
         return graph.add(ContinuousFlow, x, hidden=hidden, **given, **config)
