@@ -12,8 +12,8 @@ from flowkit.flows.glow import glow
 from flowkit.flows.planar import planar, sylvester
 
 __all__ = [
-    "gaussianization",
     "ffjord",
+    "gaussianization",
     "glow",
     "iaf",
     "maf",
