@@ -5,7 +5,12 @@ from importlib.metadata import PackageNotFoundError, version
 FRIENDS = (
     ("FrEIA", "from_freia(network), FreiaBijection(module), as_freia(bijection)"),
     ("scikit-learn", "FlowDensity(), a density estimator"),
+    ("nflows", "from_nflows(flow, condition=shape), NflowsTransform(transform, shape)"),
+    ("zuko", "from_zuko(flow, condition=features), as_zuko(flow or bijection)"),
     ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
+    ("pyro-ppl", "as_pyro(flow, y) is what pyro.sample takes"),
+    ("normflows", "no importer; docs/interop.md shows its flows and flowkit's side by side"),
+    ("onnx", "export(flow, path, what, to), see docs/export.md"),
 )
 
 
