@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,14 @@ class Flow(nn.Module):
         check_options(backprop, snapshots, chunk, budget)
         self.network.backprop, self.network.snapshots = backprop, snapshots
         self.network.chunk, self.network.budget = chunk, budget
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike) -> Flow:
+        """The flow, with new weights, of a graph and a base that somebody wrote by hand: see `docs/files.md`."""
+        from flowkit.graph.toml import read_toml
+
+        graph, base, base_given = read_toml(path)
+        return cls(graph, base=base, base_given=base_given or None)
 
     # ------------------------------------------------------------------ density and samples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -215,6 +216,22 @@ class Graph:
         from flowkit.graph.files import graph_from_dict
 
         return graph_from_dict(data)
+
+    @staticmethod
+    def from_toml(path: str | os.PathLike) -> Graph:
+        """The graph that somebody wrote by hand in a TOML file: see `docs/files.md`.
+
+        Raises:
+            StorageError: no such file, or a table in it that is not what it must be; the message names it.
+            GraphError: the described graph cannot be declared, or stands beside a base: `fk.Flow.from_toml` reads both.
+            RegistryError: it needs a plugin that is missing.
+        """
+        from flowkit.graph.toml import read_toml
+
+        graph, base, _ = read_toml(path)
+        if base is not None:
+            raise GraphError(f"'{path}' has a [base], which no graph has: fk.Flow.from_toml reads both")
+        return graph
 
     def snapshot(self) -> Graph:
         """A copy that declarations made later do not change; wires, nodes and parts are the same objects."""
