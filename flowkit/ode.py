@@ -115,7 +115,8 @@ def torchdiffeq(what: str) -> Any:
         MissingDependencyError: it is not installed; `what` needs it.
     """
     try:
-        import torchdiffeq as library
+        with torch.device("cpu"):  # a graph is built on the meta device, where the solvers' constants would be lost
+            import torchdiffeq as library
     except ImportError as error:
         raise MissingDependencyError(f"{what} needs torchdiffeq: python -m pip install 'flowkit[ode]'") from error
     return library

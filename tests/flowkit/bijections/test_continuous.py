@@ -186,6 +186,13 @@ def test_without_torchdiffeq(monkeypatch):
     fk.ContinuousFlow((3,), solver="rk4", steps=3)(torch.randn(2, 3))
 
 
+def test_a_graph_that_is_the_first_to_import_torchdiffeq(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchdiffeq"]:
+        monkeypatch.delitem(sys.modules, name)
+    flow = fk.flows.ffjord(2, hidden=(4,))  # builds on the meta device, to learn the shapes
+    assert flow.log_prob(torch.zeros(3, 2)).shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [

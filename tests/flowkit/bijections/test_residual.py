@@ -156,6 +156,22 @@ def test_training_keeps_one_product_whatever_the_number_of_terms():
     assert kept(2, False) < kept(30, False)
 
 
+def test_memory_frugal_training_draws_the_same_numbers_again():
+    """The kit tries eval mode; in training the gradient is another estimate."""
+    flow = fk.flows.residual_flow(3, condition=2, layers=2, hidden=(6,), log_det="estimate").train()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x, c, found = torch.randn(5, 3), torch.randn(5, 2), {}
+    for mode in ("plain", "reverse", "checkpoint"):
+        flow.backprop = mode
+        torch.manual_seed(1)
+        loss = flow.log_prob(x, given=c).mean()
+        found[mode] = torch.autograd.grad(loss, list(flow.parameters()))
+    for mode in ("reverse", "checkpoint"):
+        torch.testing.assert_close(found[mode], found["plain"], atol=1e-12, rtol=1e-12)
+
+
 def test_both_ways_to_invert_agree():
     exact = made((3,), given=(2,), hidden=(8,), coeff=0.97)
     other = fk.ResidualBlock((3,), given=(2,), hidden=(8,), coeff=0.97, log_det="estimate")
