@@ -11,6 +11,8 @@ FRIENDS = (
     ("pyro-ppl", "as_pyro(flow, y) is what pyro.sample takes"),
     ("normflows", "no importer; docs/interop.md shows its flows and flowkit's side by side"),
     ("onnx", "export(flow, path, what, to), see docs/export.md"),
+    ("onnx", "export(flow, what, to='onnx', path=...), with onnxscript; to='torch' and 'aoti' need torch alone"),
+    ("onnxruntime", "load_exported('flow.onnx')"),
 )
 
 

@@ -1,4 +1,4 @@
-"""ONNX: linear algebra that it lacks is computed beforehand, or written as products, before the exporter runs."""
+"""ONNX: what it lacks is computed beforehand, or written in what it has, before torch's exporter runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from flowkit.errors import ExportError
+from flowkit.interop._normal_quantile import normal_quantile
 from flowkit.interop.export import EXAMPLE_ROWS, MARK, FlowFunction, _quiet, trace
 
 TRIANGULAR = torch.ops.aten.linalg_solve_triangular.default
+QUANTILE = torch.ops.aten.special_ndtri.default
 LIMIT = 2**31 - 1  # of one ONNX file, in bytes
 
 
@@ -28,7 +30,7 @@ def onnx_program(function: FlowFunction) -> Any:
     weights = sum(t.numel() * t.element_size() for t in function.state_dict().values())
     if weights > LIMIT:
         raise ExportError(f"one ONNX file holds 2 GB, and the weights of this flow are {weights:,} bytes: use 'torch'")
-    program = without_linear_algebra(function.program(), function.example(EXAMPLE_ROWS))
+    program = in_elementary_operations(function.program(), function.example(EXAMPLE_ROWS))
     try:
         with torch.no_grad(), _quiet(), _without_logs():
             made: Any = torch.onnx.export(
@@ -47,17 +49,17 @@ def onnx_program(function: FlowFunction) -> Any:
     return made
 
 
-def without_linear_algebra(
+def in_elementary_operations(
     program: torch.export.ExportedProgram, example: tuple[Tensor, ...]
 ) -> torch.export.ExportedProgram:
-    """The program without the operations of linear algebra that ONNX lacks; itself where it has none.
+    """The program without the operations that ONNX lacks; itself where it has none.
 
     What depends on the weights alone is computed here: matrix exponentials, solutions, determinants. A triangular
     system of weights becomes a product with the inverse, found in float64; one that depends on the data is solved by
-    halves.
+    halves. The normal quantile becomes rational functions.
     """
     program = program.run_decompositions({})  # regions without autocast are graphs of their own until then
-    if not any(_is_linear_algebra(node) for node in program.graph.nodes):
+    if not any(_is_linear_algebra(node) or node.target is QUANTILE for node in program.graph.nodes):
         return program
     module: Any = program.module(check_guards=False)
     _Folding(module).run()
@@ -105,6 +107,10 @@ class _Folding:
                 self._fold(node, constant)
             elif node.target is TRIANGULAR:
                 self._solve(node, constant)
+            elif node.target is QUANTILE:
+                with graph.inserting_before(node):
+                    node.replace_all_uses_with(graph.call_function(normal_quantile, node.args))
+                graph.erase_node(node)
         graph.eliminate_dead_code()
         self.module.recompile()
 

@@ -10,16 +10,17 @@ import flowkit as fk
 SMALL = {"layers": 1, "hidden": (8,), "bins": 3, "levels": 2, "components": 2}
 IMAGES = {"glow"}  # what needs maps
 OWN = {"glow": {"hidden": 4}, "nsf": {"layers": 2}}  # one layer of splines has no linear map before it
+ROOTS = ("gaussianization", "naf", "sylvester")  # inverted step by step in one program: two features are enough
 NAMES = tuple(fk.flows.__all__)
 
 
 def ready(name, condition=None, dtype=torch.float64):
-    """A small flow of this family on three features, or on images where it needs them, in eval mode."""
+    """A small flow of this family on a few features, or on images where it needs them, in eval mode."""
     family = getattr(fk.flows, name)
     known = inspect.signature(family).parameters
     config = {key: value for key, value in SMALL.items() if key in known} | OWN.get(name, {})
     torch.manual_seed(zlib.crc32(name.encode()))
-    flow = family((2, 4, 4) if name in IMAGES else 3, condition=condition, **config).to(dtype)
+    flow = family((2, 4, 4) if name in IMAGES else 2 if name in ROOTS else 3, condition=condition, **config).to(dtype)
     x, given = data(flow, 16)
     flow.initialize(x, given=given)
     with torch.no_grad():
