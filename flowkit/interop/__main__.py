@@ -10,7 +10,6 @@ FRIENDS = (
     ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
     ("pyro-ppl", "as_pyro(flow, y) is what pyro.sample takes"),
     ("normflows", "no importer; docs/interop.md shows its flows and flowkit's side by side"),
-    ("onnx", "export(flow, path, what, to), see docs/export.md"),
     ("onnx", "export(flow, what, to='onnx', path=...), with onnxscript; to='torch' and 'aoti' need torch alone"),
     ("onnxruntime", "load_exported('flow.onnx')"),
 )

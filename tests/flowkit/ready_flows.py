@@ -9,7 +9,11 @@ import flowkit as fk
 
 SMALL = {"layers": 1, "hidden": (8,), "bins": 3, "levels": 2, "components": 2}
 IMAGES = {"glow"}  # what needs maps
-OWN = {"glow": {"hidden": 4}, "nsf": {"layers": 2}}  # one layer of splines has no linear map before it
+OWN = {
+    "ffjord": {"solver": "rk4", "steps": 3},  # the default solver is adaptive
+    "glow": {"hidden": 4},
+    "nsf": {"layers": 2},  # one layer of splines has no linear map before it
+}
 ROOTS = ("gaussianization", "naf", "sylvester")  # inverted step by step in one program: two features are enough
 NAMES = tuple(fk.flows.__all__)
 

@@ -25,14 +25,14 @@ def stochastic(flow):
 
 @every
 def test_jacobians_are_the_log_dets(name):
-    """Of both directions, row by row by vmap; the inverse's at the matching points."""
+    """Of both directions, row by row by vmap; where steps or a search are inexact, to the declared tolerance."""
     flow, x, y = prepared(name)
     y = next(iter(y.values()))
     z, log_det = flow(x, given=y)
     if not stochastic(flow):
         assert flow.exact
         jacobian = vmap(jacrev(lambda x, y: flow(x, given=y)[0]))(x, y)
-        torch.testing.assert_close(torch.linalg.slogdet(square(jacobian)).logabsdet, log_det, **TIGHT)
+        torch.testing.assert_close(torch.linalg.slogdet(square(jacobian)).logabsdet, log_det, **tolerance(flow))
     jacobian = vmap(jacrev(lambda z, y: flow.inverse(z, given=y)[0]))(z.detach(), y)
     want = flow.inverse(z.detach(), given=y)[1]
     torch.testing.assert_close(torch.linalg.slogdet(square(jacobian)).logabsdet, want, **tolerance(flow))

@@ -3,6 +3,8 @@
 import builtins
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_every_ready_flow_through_torch_export(name, what, condition):
         torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
     elif what == "log_prob":
         torch.testing.assert_close(program(*x), flow.log_prob(x[0], given=x[1]), atol=1e-9, rtol=1e-9)
+
+
+def test_an_adaptive_solver_is_refused_by_name():
+    """In a process of its own: the first use of the solver's package is while a graph is built on the meta device."""
+    code = (
+        "import torch, flowkit as fk\n"
+        "flow = fk.flows.ffjord(2, hidden=4)\n"
+        "print(flow.log_prob(torch.zeros(3, 2)).shape)\n"
+        "from flowkit.interop import export\n"
+        "try: export(flow)\n"
+        "except fk.ExportError as error: print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.stdout.startswith("torch.Size([3])\na program has a fixed number of steps, and that of '"), told.stderr
 
 
 ONNX = [("realnvp", "log_prob", 2), ("nsf", "forward", 2), ("nsf", "sample", 2), ("maf", "inverse", None)]
