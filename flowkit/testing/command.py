@@ -102,6 +102,10 @@ def _normal_data(flow: fk.Flow) -> tuple[dict[str, Tensor] | Tensor, dict[str, T
             else torch.zeros(ROWS, *wire.shape, dtype=wire.dtype)
             for wire in flow.network.graph.conditions
         }
+    if flow.network.embedded:  # normal numbers are on no surface: its own samples are
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return flow.sample(() if given else (ROWS,), given=given or None), given or None
     return (next(iter(x.values())) if len(x) == 1 else x), given or None
 
 

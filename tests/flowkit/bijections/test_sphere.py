@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import flowkit as fk
+from flowkit.testing.command import check_file
 
 
 def points(count, dim, seed=0):
@@ -146,6 +147,15 @@ def test_float32_near_a_pole():
     chart = fk.SphereToCylinder((3,)).float()
     y, _ = chart(x)
     torch.testing.assert_close(chart.inverse(y)[0], x, atol=3e-4, rtol=0)  # the height's rounding, under a root
+
+
+@pytest.mark.parametrize("given", [None, (2,)])
+def test_a_file_of_a_flow_on_a_surface_can_be_checked(given, tmp_path):
+    torch.manual_seed(0)
+    fk.save(sphere_flow(given).float(), tmp_path / "sphere.safetensors")
+    report = check_file(str(tmp_path / "sphere.safetensors")).report
+    assert {"round_trip_float64", "trace"} <= set(report.passed)
+    assert report.skipped["log_det"] == "a part is on a surface: its class is checked by the kit"
 
 
 def test_a_network_on_a_surface_says_so():
