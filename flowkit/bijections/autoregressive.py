@@ -14,7 +14,15 @@ from flowkit.bijections.conditioning import check_conditions
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.masked import LARGEST_MASK, MaskedMLP
 from flowkit.registry import Example, register
-from flowkit.univariate import Affine, RationalQuadraticSpline, VolumePreservingAffine, build_univariate
+from flowkit.univariate import (
+    Affine,
+    BoundedRationalQuadraticSpline,
+    CircularRationalQuadraticSpline,
+    RationalQuadraticSpline,
+    VolumePreservingAffine,
+    build_univariate,
+)
+from flowkit.univariate.univariate import offer_examples
 
 
 def _examples() -> list[Example]:
@@ -27,6 +35,8 @@ def _examples() -> list[Example]:
         Example((3,), given=((1,), (2,)), univariate=spline, order=(1, 0, 2), **small),
         Example((3,), given=(2,), inverted=True, passes=2, **small),
         Example((3,), univariate=spline, adjacency=chain, **small),
+        Example((2,), univariate=CircularRationalQuadraticSpline.recipe(bins=2), **small),
+        Example((3,), univariate=BoundedRationalQuadraticSpline.recipe(bins=2), passes=2, **small),
     ]
 
 
@@ -117,6 +127,7 @@ class MaskedAutoregressive(Bijection):
         self.subnet = MaskedMLP(visible, size, conditions, numbers, hidden, activation)
         # An instance makes the promises of its univariate map and its order, which the class cannot know.
         self.iterative, self.tolerance = self.univariate.iterative, self.univariate.tolerance
+        offer_examples(self, (self.univariate,), self.in_shapes[0])
         self.slow_inverse = not self.inverted and self.passes > 1
 
     def prepare(self, *conditions: Tensor) -> tuple | None:

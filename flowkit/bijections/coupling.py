@@ -16,18 +16,27 @@ from flowkit.registry import Example, register
 from flowkit.shapes import Shape
 from flowkit.subnets import MLP, ConvNet, ResidualNet, build_subnet
 from flowkit.tape import Tape
-from flowkit.univariate import Affine, Univariate, build_univariate
+from flowkit.univariate import (
+    Affine,
+    BoundedRationalQuadraticSpline,
+    CircularRationalQuadraticSpline,
+    Univariate,
+    build_univariate,
+)
+from flowkit.univariate.univariate import offer_examples
 
 HALVES = ("first", "second")
 NOTHING_PREPARED = (None, None)
 
 
 def _any_univariate() -> list[Example]:
-    mlp = MLP(hidden=6, activation="silu")
+    mlp, circular = MLP(hidden=6, activation="silu"), CircularRationalQuadraticSpline.recipe(bins=3)
     return [
         Example((3,), given=(2,), subnet=mlp, univariate=Affine.recipe(clamp="softsign"), split=(1,)),
         Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), two_sided=True, split="checkerboard"),
         Example((2, 2, 3), subnet=ConvNet(hidden=4, activation="silu"), active="first"),
+        Example((3,), given=(2,), subnet=mlp, univariate=BoundedRationalQuadraticSpline.recipe(bins=3)),
+        Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), univariate=circular, two_sided=True),
     ]
 
 
@@ -102,6 +111,7 @@ class Coupling(Bijection):
         maps: list[Any] = list(self.univariates)
         self.iterative = any(each.iterative for each in maps)
         self.tolerance = max(each.tolerance for each in maps)
+        offer_examples(self, maps, shape)
 
     def make_univariate(self, shape: Shape) -> Univariate:
         """The univariate map of an active half of event shape `shape`; called by the constructor."""

@@ -1,27 +1,5 @@
-"""Where a map is defined: the check that names the first value outside."""
+"""The check of a domain, which bijections share with univariate maps."""
 
-from __future__ import annotations
+from flowkit.domain import check_domain
 
-import torch
-from torch import Tensor
-
-from flowkit.errors import InputError
-
-
-def check_domain(owner: str, x: Tensor, low: float, high: float) -> None:
-    """Refuse values outside the open interval `(low, high)`; NaN passes, and is propagated.
-
-    One reduction, in eager mode alone: compile, export, function transforms and meta look at nothing.
-
-    Raises:
-        InputError: a value outside; the message holds it and its index.
-
-    >>> check_domain("Log", torch.tensor([1.0, 2.0]), 0.0, float("inf"))
-    """
-    if torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
-        return
-    outside = (x <= low) | (x >= high)
-    if not outside.any():
-        return
-    index = tuple(outside.nonzero()[0].tolist())
-    raise InputError(f"{owner} needs values in ({low:g}, {high:g}), got {x[index].item():g} at index {index}")
+__all__ = ["check_domain"]

@@ -15,6 +15,7 @@ from flowkit.registry import Example, register
 from flowkit.shapes import numel
 from flowkit.subnets import MLP, ConvNet, build_subnet
 from flowkit.univariate import Additive, Affine, RationalQuadraticSpline, VolumePreservingAffine, build_univariate
+from flowkit.univariate.univariate import offer_examples
 
 DEFAULT = RationalQuadraticSpline.recipe(bins=8)
 
@@ -78,6 +79,7 @@ class Elementwise(Bijection):
         self.univariate: Any = build_univariate(name, univariate, shape)
         # An instance makes the promises of its univariate map, which the class cannot know.
         self.iterative, self.tolerance = self.univariate.iterative, self.univariate.tolerance
+        offer_examples(self, (self.univariate,), self.in_shapes[0])
         self.volume_preserving = isinstance(self.univariate, Additive | VolumePreservingAffine)
         learned_affine = isinstance(self.univariate, Affine) and not self.condition_shapes
         self.constant_log_det = self.volume_preserving or learned_affine

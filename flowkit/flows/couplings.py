@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flowkit.bijections import (
     AdditiveCoupling,
     AffineCoupling,
+    Coupling,
     ElementwiseAffine,
     LULinear,
     SplineCoupling,
 )
+from flowkit.distributions import Uniform
+from flowkit.errors import ShapeError
 from flowkit.flow import Flow
-from flowkit.flows.shared import Condition, coupling_chain
+from flowkit.flows.shared import SIDES, Condition, check_count, coupling_chain, declare_conditions, given_of
 from flowkit.graph import Graph, Wire
+from flowkit.periodic import PeriodicNet
+from flowkit.shapes import as_shape
+from flowkit.subnets import MLP
+from flowkit.univariate import CircularRationalQuadraticSpline
 
 
 def nice(
@@ -107,3 +115,49 @@ def nsf(
 
     config = {"bins": bins, "bound": bound}
     return coupling_chain("nsf", SplineCoupling, features, condition, layers, hidden, config, between=between)
+
+
+def circular_nsf(
+    features: int | Sequence[int],
+    condition: Condition = None,
+    layers: int = 4,
+    hidden: int | Sequence[int] = (64, 64),
+    bins: int = 8,
+    frequencies: int = 1,
+) -> Flow:
+    """A neural spline flow of angles, on the torus [-pi, pi)^D: circular couplings whose halves take turns.
+
+    Its base is uniform, its subnets see cosines and sines, so its density has no seam, and any number is taken for an
+    angle, modulo 2 pi; densities are with respect to one turn of each.
+
+    Args:
+        features: D, at least 2, or a shape `(D,)`.
+        condition: see the module; vectors.
+        layers, hidden: see `nice`.
+        bins: see `fk.CircularRationalQuadraticSpline`.
+        frequencies: the multiples of each angle that subnets see, see `fk.PeriodicNet`.
+
+    Raises:
+        ShapeError: data that is no vector of at least two angles; a condition that does not fit.
+        ConfigError: fewer than one layer, fewer than two bins, fewer than one frequency.
+
+    Source: Rezende et al., Normalizing flows on tori and spheres, 2020, section 2.1.3.
+
+    >>> flow = circular_nsf(2, layers=2, hidden=(16,), bins=4)
+    >>> bool((flow.sample((7,)).abs() <= 3.1416).all())
+    True
+    """
+    check_count("circular_nsf", "layers", layers)
+    shape = as_shape(features)
+    if len(shape) != 1:
+        raise ShapeError(f"circular_nsf needs vectors of angles (D,), got shape {shape}")
+    widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    subnet = PeriodicNet(MLP(hidden=widths), frequencies=frequencies)
+    spline = CircularRationalQuadraticSpline.recipe(bins=bins)
+    graph = Graph()
+    given = given_of(declare_conditions(graph, condition))
+    x = graph.input("x", shape)
+    for layer in range(layers):
+        x = graph.add(Coupling, x, subnet=subnet, univariate=spline, active=SIDES[layer % 2], **given)
+    graph.output("z", x)
+    return Flow(graph, Uniform(shape[0], low=-math.pi, high=math.pi))

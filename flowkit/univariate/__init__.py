@@ -6,6 +6,10 @@ from flowkit.univariate.bernstein import BernsteinPolynomial
 from flowkit.univariate.circular import AngleShift, Moebius
 from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
+from flowkit.univariate.rational_quadratic_bounded import (
+    BoundedRationalQuadraticSpline,
+    CircularRationalQuadraticSpline,
+)
 from flowkit.univariate.sigmoid_affine import SigmoidAffine
 from flowkit.univariate.sum_of_squares import SumOfSquaresPolynomial
 from flowkit.univariate.unconstrained import UnconstrainedMonotonic
@@ -16,6 +20,8 @@ __all__ = [
     "Affine",
     "AngleShift",
     "BernsteinPolynomial",
+    "BoundedRationalQuadraticSpline",
+    "CircularRationalQuadraticSpline",
     "LogisticMixture",
     "Moebius",
     "RationalQuadraticSpline",

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowkit.bijection import HALF
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
+from flowkit.univariate.knots import check_bins, wide
 from flowkit.univariate.rational_quadratic_eager import Setting, Spline, pull_back, transform
 from flowkit.univariate.univariate import Univariate
 
@@ -30,8 +30,65 @@ class Bin(NamedTuple):
     end: Tensor
 
 
+class RationalQuadratic(Univariate):
+    """What rational-quadratic splines share: the bins of an interval and their check, and the way through the formula.
+
+    Args:
+        shape: event shape of x.
+        interval: where the spline is.
+        bins, min_bin, min_derivative: see `fk.RationalQuadraticSpline`.
+        derivatives: how many derivatives are predicted, from which `_with_ends` makes K + 1.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        interval: tuple[float, float],
+        bins: int,
+        min_bin: float,
+        min_derivative: float,
+        derivatives: int,
+    ):
+        name = type(self).__name__
+        check_bins(name, bins, min_bin)
+        if not 0 < min_derivative < 1:
+            raise ConfigError(f"{name}: min_derivative must be above 0 and below 1, got {min_derivative!r}")
+        self.parameter_shapes = ((bins,), (bins,), (derivatives,))
+        super().__init__(shape)
+        self.bins, self.interval = bins, interval
+        self.min_bin, self.min_derivative = float(min_bin), float(min_derivative)
+        self.offset = math.log(math.expm1(1 - min_derivative))  # softplus of it is 1 - min_derivative
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class: `(y, log-derivative)`."""
+        return self._spline(x, parameters, inverse=False)
+
+    def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class: `(x, log-derivative of the inverse)`."""
+        return self._spline(y, parameters, inverse=True)
+
+    @property
+    def _setting(self) -> Setting:
+        return Setting(*self.interval, self.min_bin, self.min_derivative, self.offset)
+
+    def _with_ends(self, raw: Tensor) -> Tensor:
+        """The K + 1 raw derivatives, with those at both ends."""
+        raise NotImplementedError(f"{type(self).__name__} has no ends")
+
+    def _spline(self, x: Tensor, parameters: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+        x, (widths, heights, inner) = wide(x, parameters)
+        arguments = (x, widths, heights, self._with_ends(inner))
+        formula = functools.partial(_formula, setting=self._setting, inverse=inverse)
+        if not eager():
+            return formula(*arguments)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in arguments):
+            return Spline.apply(*arguments, self._setting, inverse, formula)
+        with torch.no_grad():
+            return transform(*arguments, self._setting, inverse)[:2]
+
+
 @register("flowkit.rational_quadratic_spline")
-class RationalQuadraticSpline(Univariate):
+class RationalQuadraticSpline(RationalQuadratic):
     """A monotone spline of rational quadratics on [-bound, bound], the identity outside; its bins are predicted.
 
     With a bin of width w, height h, slope s = h / w, derivatives d0 and d1 at its ends, corner (a, b), and
@@ -71,28 +128,10 @@ class RationalQuadraticSpline(Univariate):
     def __init__(
         self, shape: Shape, bins: int = 8, bound: float = 3.0, min_bin: float = 1e-3, min_derivative: float = 1e-3
     ):
-        name = "RationalQuadraticSpline"
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-            raise ConfigError(f"{name}: bins must be an int of at least 2, got {bins!r}")  # one is always the identity
         if not 0 < bound < math.inf:
-            raise ConfigError(f"{name}: bound must be positive and finite, got {bound!r}")
-        if not 0 < min_bin * bins < 1:
-            raise ConfigError(f"{name}: min_bin must be above 0 and below 1 / bins = {1 / bins:.4g}, got {min_bin!r}")
-        if not 0 < min_derivative < 1:
-            raise ConfigError(f"{name}: min_derivative must be above 0 and below 1, got {min_derivative!r}")
-        self.parameter_shapes = ((bins,), (bins,), (bins - 1,))
-        super().__init__(shape)
-        self.bins, self.bound = bins, float(bound)
-        self.min_bin, self.min_derivative = float(min_bin), float(min_derivative)
-        self.offset = math.log(math.expm1(1 - min_derivative))  # softplus of it is 1 - min_derivative
-
-    def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class: `(y, log-derivative)`."""
-        return self._spline(x, parameters, inverse=False)
-
-    def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class: `(x, log-derivative of the inverse)`."""
-        return self._spline(y, parameters, inverse=True)
+            raise ConfigError(f"{type(self).__name__}: bound must be positive and finite, got {bound!r}")
+        self.bound = float(bound)
+        super().__init__(shape, (-self.bound, self.bound), bins, min_bin, min_derivative, bins - 1)
 
     def undo(
         self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
@@ -100,8 +139,8 @@ class RationalQuadraticSpline(Univariate):
         """In closed form, from the bins that the inverse finds."""
         if not eager():
             return super().undo(y, parameters, grad_y, grad_log)
-        wide, values = _wide(y, parameters)
-        arguments = (wide, values[0], values[1], self._with_ends(values[2]))
+        y, values = wide(y, parameters)
+        arguments = (y, values[0], values[1], self._with_ends(values[2]))
         x, _, found = transform(*arguments, self._setting, inverse=True)
         grad_x, *grads = pull_back(found, grad_y.to(x.dtype), grad_log.expand_as(x).to(x.dtype), self._setting, False)
         assert grad_x is not None
@@ -109,24 +148,9 @@ class RationalQuadraticSpline(Univariate):
         given = [grad.to(parameter.dtype) for grad, parameter in zip(grads, parameters, strict=True)]
         return x, grad_x, given, {}
 
-    @property
-    def _setting(self) -> Setting:
-        return Setting(-self.bound, self.bound, self.min_bin, self.min_derivative, self.offset)
-
     def _with_ends(self, raw: Tensor) -> Tensor:
         """The K + 1 raw derivatives: zeros at the ends make derivatives of 1."""
         return F.pad(raw, (0, 0) * (raw.dim() - 2) + (1, 1))
-
-    def _spline(self, x: Tensor, parameters: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
-        x, (widths, heights, inner) = _wide(x, parameters)
-        arguments = (x, widths, heights, self._with_ends(inner))
-        formula = functools.partial(_formula, setting=self._setting, inverse=inverse)
-        if not eager():
-            return formula(*arguments)
-        if torch.is_grad_enabled() and any(each.requires_grad for each in arguments):
-            return Spline.apply(*arguments, self._setting, inverse, formula)
-        with torch.no_grad():
-            return transform(*arguments, self._setting, inverse)[:2]
 
 
 def eager() -> bool:
@@ -192,8 +216,3 @@ def _knots(raw: Tensor, setting: Setting) -> list[Tensor]:
     for part in parts[:-1]:
         knots.append(knots[-1] + (part * scale + span * setting.min_bin))
     return [*knots, torch.full_like(most, setting.high)]
-
-
-def _wide(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    x = x.float() if x.dtype in HALF else x
-    return x, [each.to(x.dtype) for each in parameters]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Univariate(nn.Module):
         parameter_shapes: one entry for each parameter: `()` for one number, which comes with x's shape `(B, C, ...)`;
             `(K,)` for K numbers, which come as `(B, K, C, ...)`.
         numbers_per_element: how many numbers are predicted for an element.
+        domain: the interval that x and y lie in where it is not the line; the kit draws data within it.
         iterative, tolerance: whether the inverse is found by iteration, and how exactly; see `fk.Bijection`.
     """
 
@@ -35,6 +37,7 @@ class Univariate(nn.Module):
     tolerance: ClassVar[float] = 0.0
 
     parameter_shapes: tuple[tuple[int, ...], ...] = ()
+    domain: tuple[float, float] | None = None
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -169,6 +172,19 @@ class UnivariateRecipe:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+def offer_examples(bijection: nn.Module, maps: Iterable[Univariate], shape: Shape) -> None:
+    """Give a bijection `example_inputs` of event shape `shape`, if one of its univariate maps has a domain."""
+    domains = [each.domain for each in maps if each.domain is not None]
+    if domains:
+        low, high = max(low for low, _ in domains), min(high for _, high in domains)
+        bijection.example_inputs = functools.partial(_draw_within, low, high, shape)  # type: ignore[assignment]
+
+
+def _draw_within(low: float, high: float, shape: Shape, rows: int) -> Tensor:
+    """Uniform draws, not so near the ends that rounding or a step of finite differences crosses them."""
+    return low + (high - low) * (0.01 + 0.98 * torch.rand(rows, *shape))
 
 
 def build_univariate(owner: str, recipe: Any, shape: Shape) -> Univariate:

@@ -198,3 +198,29 @@ def test_known_posterior():
 def test_refusals(make, message):
     with pytest.raises(fk.FlowkitError, match=message):
         make()
+
+
+def test_circular_nsf_on_the_torus():
+    """It inverts, has no seam, takes angles modulo 2 pi, and its density integrates to one over one turn of each."""
+    flow = redrawn(fk.flows.circular_nsf(2, condition=3, layers=3, hidden=(16,), bins=4))
+    y = torch.randn(1, 3)
+    steps = 400
+    grid = 2 * math.pi * (torch.arange(steps) + 0.5) / steps - math.pi
+    points = torch.cartesian_prod(grid, grid)
+    given = flow.given(y[0])
+    with torch.no_grad():
+        log_prob = given.log_prob(points)
+        total = log_prob.exp().mean() * (2 * math.pi) ** 2
+        assert total.item() == pytest.approx(1, abs=1e-4)
+        assert log_prob.std() > 0.1
+        some = points[::1777]
+        torch.testing.assert_close(given.log_prob(some + 2 * math.pi), given.log_prob(some))
+        edge = torch.stack((torch.full((9,), math.pi), torch.linspace(-3, 3, 9)), 1)
+        inside = edge - torch.tensor([1e-9, 0.0])
+        torch.testing.assert_close(given.log_prob(edge), given.log_prob(inside), atol=1e-6, rtol=1e-6)
+        conditions = y.expand(len(some), 3)
+        z, log_det = flow(some, given=conditions)
+        torch.testing.assert_close(flow.inverse(z, given=conditions), (some, -log_det), atol=1e-8, rtol=1e-8)
+        assert given.sample((50,)).abs().max() <= math.pi
+    with pytest.raises(fk.ShapeError, match=r"needs vectors of angles \(D,\), got shape \(2, 3\)"):
+        fk.flows.circular_nsf((2, 3))

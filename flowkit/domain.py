@@ -1,0 +1,28 @@
+"""Where a map is defined: the check that names the first value outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowkit.errors import InputError
+
+
+def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = False) -> None:
+    """Refuse values outside `(low, high)`, or `[low, high]` where it is closed; NaN passes, and is propagated.
+
+    One reduction, in eager mode alone: compile, export, function transforms and meta look at nothing.
+
+    Raises:
+        InputError: a value outside; the message holds it and its index.
+
+    >>> check_domain("Log", torch.tensor([1.0, 2.0]), 0.0, float("inf"))
+    """
+    if torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    outside = (x < low) | (x > high) if closed else (x <= low) | (x >= high)
+    if not outside.any():
+        return
+    index = tuple(outside.nonzero()[0].tolist())
+    interval = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
+    raise InputError(f"{owner} needs values in {interval}, got {x[index].item():g} at index {index}")
