@@ -6,15 +6,15 @@ shapes. The data is called x, the latent z.
 
 from flowkit.flows.autoregressive import iaf, maf, naf
 from flowkit.flows.contractions import ffjord, residual_flow
-from flowkit.flows.gaussianization import gaussianization
 from flowkit.flows.couplings import circular_nsf, nice, nsf, realnvp
+from flowkit.flows.gaussianization import gaussianization
 from flowkit.flows.glow import glow
 from flowkit.flows.planar import planar, sylvester
 
 __all__ = [
+    "circular_nsf",
     "ffjord",
     "gaussianization",
-    "circular_nsf",
     "glow",
     "iaf",
     "maf",

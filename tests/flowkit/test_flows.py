@@ -211,7 +211,7 @@ def test_circular_nsf_on_the_torus():
     with torch.no_grad():
         log_prob = given.log_prob(points)
         total = log_prob.exp().mean() * (2 * math.pi) ** 2
-        assert total.item() == pytest.approx(1, abs=1e-4)
+        assert total.item() == pytest.approx(1, abs=1e-3)  # kinks at the knots cost the rule its order
         assert log_prob.std() > 0.1
         some = points[::1777]
         torch.testing.assert_close(given.log_prob(some + 2 * math.pi), given.log_prob(some))

