@@ -14,7 +14,14 @@ from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import numel
 from flowkit.subnets import MLP, ConvNet, build_subnet
-from flowkit.univariate import Additive, Affine, RationalQuadraticSpline, VolumePreservingAffine, build_univariate
+from flowkit.univariate import (
+    Additive,
+    Affine,
+    QuadraticSpline,
+    RationalQuadraticSpline,
+    VolumePreservingAffine,
+    build_univariate,
+)
 from flowkit.univariate.univariate import offer_examples
 
 DEFAULT = RationalQuadraticSpline.recipe(bins=8)
@@ -28,6 +35,7 @@ def _examples() -> list[Example]:
         Example((1, 2, 3), univariate=affine),
         Example((), given=((2,), (1,)), subnet=mlp, univariate=spline),
         Example((3, 2), given=((2, 2),), subnet=conv, univariate=spline),
+        Example((2,), given=(2,), subnet=mlp, univariate=QuadraticSpline.recipe(bins=3)),
     ]
 
 

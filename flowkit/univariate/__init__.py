@@ -4,7 +4,9 @@ from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
 from flowkit.univariate.bernstein import BernsteinPolynomial
 from flowkit.univariate.circular import AngleShift, Moebius
+from flowkit.univariate.linear_spline import LinearSpline
 from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
+from flowkit.univariate.quadratic_spline import QuadraticSpline
 from flowkit.univariate.rational_quadratic import RationalQuadraticSpline
 from flowkit.univariate.rational_quadratic_bounded import (
     BoundedRationalQuadraticSpline,
@@ -22,8 +24,10 @@ __all__ = [
     "BernsteinPolynomial",
     "BoundedRationalQuadraticSpline",
     "CircularRationalQuadraticSpline",
+    "LinearSpline",
     "LogisticMixture",
     "Moebius",
+    "QuadraticSpline",
     "RationalQuadraticSpline",
     "SigmoidAffine",
     "Sigmoidal",

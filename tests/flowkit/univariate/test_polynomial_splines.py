@@ -1,0 +1,106 @@
+"""The linear and the quadratic spline."""
+
+import math
+
+import pytest
+import torch
+from nflows.transforms.splines.linear import unconstrained_linear_spline
+from nflows.transforms.splines.quadratic import quadratic_spline
+
+import flowkit as fk
+
+KINDS = [fk.LinearSpline, fk.QuadraticSpline]
+
+
+def drawn(kind, bins=5, shape=(3,), rows=64, scale=1.5, **config):
+    spline = kind(shape, bins=bins, **config)
+    return spline, spline.split(scale * torch.randn(rows, spline.numbers_per_element * math.prod(shape)))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_linear_spline_equals_nflows(inverse):
+    spline, (heights,) = drawn(fk.LinearSpline, min_bin=1e-12)  # nflows has no minimum
+    x = 4 * torch.randn(64, 3)
+    theirs = unconstrained_linear_spline(x, heights.movedim(1, -1), inverse=inverse, tail_bound=3.0)
+    # In the search of its inverse, nflows adds 1e-6 to the last knot of the map itself, which moves the last bin.
+    within = 1e-4 if inverse else 1e-9
+    ours = (spline.inverse if inverse else spline)(x, heights)
+    torch.testing.assert_close(ours, theirs, atol=within, rtol=within)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_quadratic_spline_equals_nflows(inverse):
+    """Given the derivatives at the ends, which nflows' own tails compute with half of the outer bins' areas."""
+    spline, (widths, inner) = drawn(fk.QuadraticSpline)
+    sizes, derivatives, *_ = spline._parts(widths, inner)
+    relative = (derivatives - 1e-3) / (1 - 1e-3)
+    assert (derivatives[:, 0] - 1).abs().max() < 1e-12
+    area = (sizes * (relative[:, :-1] + relative[:, 1:])).sum(1) / 2
+    torch.testing.assert_close(area, torch.ones_like(area))
+    raw = (2 * relative - 1e-3).expm1().log()  # softplus of it, and 0.001, is twice the derivative: they are normalised
+    x = 6 * torch.rand(64, 3) - 3
+    ends = {"left": -3.0, "right": 3.0, "bottom": -3.0, "top": 3.0}
+    theirs = quadratic_spline(x, widths.movedim(1, -1), raw.movedim(1, -1), inverse=inverse, **ends)
+    ours = (spline.inverse if inverse else spline)(x, widths, inner)
+    torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2)])
+def test_round_trip_and_derivative(kind, shape):
+    spline = kind(shape, bins=4)
+    parameters = spline.split(torch.randn(64, spline.numbers_per_element * (shape[0] if shape else 1), *shape[1:]))
+    x = (2 * torch.randn(64, *shape)).requires_grad_()
+    y, log_derivative = spline(x, *parameters)
+    torch.testing.assert_close(log_derivative, torch.autograd.grad(y.sum(), x)[0].log(), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(spline.inverse(y, *parameters), (x, -log_derivative), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind):
+    spline, parameters = drawn(kind, 3, (2,), rows=3, scale=1.0)
+    leaves = [each.detach().clone().requires_grad_() for each in (torch.randn(3, 2), *parameters)]
+    assert torch.autograd.gradcheck(spline, leaves)
+    assert torch.autograd.gradcheck(spline.inverse, leaves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_integrates_to_one(kind):
+    spline, parameters = drawn(kind, 4, (1,), rows=1)
+    x = torch.linspace(-9, 9, 400_001)[:, None]
+    y, log_derivative = spline(x, *[p.expand(len(x), *p.shape[1:]) for p in parameters])
+    density = (torch.distributions.Normal(0.0, 1.0).log_prob(y) + log_derivative).exp().flatten()
+    assert torch.trapezoid(density, x.flatten()).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_far_out_and_with_the_smallest_bins(kind):
+    spline = kind((1,), bins=8)
+    raw = torch.zeros(9, spline.numbers_per_element, dtype=torch.float32)
+    raw[:, 0], raw[:, -1] = 50.0, 50.0
+    x = torch.tensor([-1e6, -3.0000002, -3.0, -2.9, 0.0, 2.9, 3.0, 3.0000002, 1e6], dtype=torch.float32)[:, None]
+    y, log_derivative = spline(x, *spline.split(raw))
+    back, minus = spline.inverse(y, *spline.split(raw))
+    for each in (y, log_derivative, back, minus):
+        assert each.isfinite().all()
+        assert each.dtype == torch.float32
+    assert (y.diff(dim=0) >= 0).all()
+    assert y[[0, 1, 7, 8]].equal(x[[0, 1, 7, 8]])
+    assert (back - x).abs().max() < 1e-2  # slopes of a hundredth and less magnify rounding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_are_the_identity_and_refusals(kind):
+    spline = kind((1,), bins=6)
+    x = torch.linspace(-4, 4, 33)[:, None]
+    y, log_derivative = spline(x, *spline.split(torch.zeros(33, spline.numbers_per_element)))
+    torch.testing.assert_close(y, x, atol=1e-12, rtol=0)
+    assert log_derivative.abs().max() < 1e-12
+    for config, message in [
+        ({"bins": 1}, "bins must be an int of at least 2, got 1"),
+        ({"bins": 2.5}, "bins must be an int"),
+        ({"bound": 0.0}, "bound must be positive and finite, got 0.0"),
+        ({"bins": 10, "min_bin": 0.1}, "min_bin must be above 0 and below 1 / bins = 0.1"),
+    ]:
+        with pytest.raises(fk.ConfigError, match=message):
+            kind((2,), **config)
