@@ -109,6 +109,12 @@ class Flow(nn.Module):
         graph, base, base_given = read_toml(path)
         return cls(graph, base=base, base_given=base_given or None)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face Hub, with a model card: see `flowkit.interop.hub.push_to_hub`."""
+        from flowkit.interop.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
     # ------------------------------------------------------------------ density and samples
 
     def forward(self, x: Data, given: Given = None) -> tuple[Tensor, Tensor]:

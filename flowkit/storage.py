@@ -69,10 +69,19 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Flow:
     A stranger's file is safe to load: nothing in it is code, and what it asks for is first built without memory, on the
     meta device, and compared with the weights that the file has.
 
+    Args:
+        path: of the file, or an address `hf://owner/name[@revision]/file` of the Hugging Face Hub.
+        device: where the flow is put.
+
     Raises:
         StorageError: not such a file, damaged, of a newer schema, or its weights do not fit its graph.
         RegistryError: it needs a plugin that is missing; the message names it.
+        MissingDependencyError: an address, and huggingface_hub is not installed.
     """
+    if str(path).startswith("hf://"):
+        from flowkit.interop.hub import fetch
+
+        path = fetch(str(path))
     file = open_file(path)
     dtype = DTYPES_BY_NAME.get(str(file.description.get("dtype")))
     if dtype is None or not dtype.is_floating_point:
