@@ -44,7 +44,8 @@ def _examples() -> list[Example]:
 class Permute(Bijection):
     """A fixed permutation of the channels: y[:, i] = x[:, order[i]].
 
-    forward: y = x[order], log-det 0. inverse: x[order] = y, log-det 0. Exact in every dtype, under autocast too.
+    forward: y = x[order], log-det 0. inverse: x[order] = y, log-det 0. Exact in every dtype, under autocast too. The
+    log-det costs nothing, and each direction one copy; the condition number is 1.
 
     Without `order` it is drawn when constructed, from torch's generator, uniformly over all permutations but the
     identity; two channels are swapped, and only one channel stays. A given order is taken as it is.
