@@ -17,6 +17,7 @@ from flowkit.subnets import MLP, ConvNet, build_subnet
 from flowkit.univariate import (
     Additive,
     Affine,
+    CubicSpline,
     QuadraticSpline,
     RationalQuadraticSpline,
     VolumePreservingAffine,
@@ -36,6 +37,7 @@ def _examples() -> list[Example]:
         Example((), given=((2,), (1,)), subnet=mlp, univariate=spline),
         Example((3, 2), given=((2, 2),), subnet=conv, univariate=spline),
         Example((2,), given=(2,), subnet=mlp, univariate=QuadraticSpline.recipe(bins=3)),
+        Example((2,), given=(2,), subnet=mlp, univariate=CubicSpline.recipe(bins=2)),
     ]
 
 

@@ -4,6 +4,7 @@ from flowkit.univariate.additive import Additive
 from flowkit.univariate.affine import Affine, VolumePreservingAffine
 from flowkit.univariate.bernstein import BernsteinPolynomial
 from flowkit.univariate.circular import AngleShift, Moebius
+from flowkit.univariate.cubic_spline import CubicSpline
 from flowkit.univariate.linear_spline import LinearSpline
 from flowkit.univariate.logistic_mixture import LogisticMixture, Sigmoidal
 from flowkit.univariate.quadratic_spline import QuadraticSpline
@@ -24,6 +25,7 @@ __all__ = [
     "BernsteinPolynomial",
     "BoundedRationalQuadraticSpline",
     "CircularRationalQuadraticSpline",
+    "CubicSpline",
     "LinearSpline",
     "LogisticMixture",
     "Moebius",

@@ -1,15 +1,16 @@
-"""The linear and the quadratic spline."""
+"""The linear, the quadratic and the cubic spline."""
 
 import math
 
 import pytest
 import torch
+from nflows.transforms.splines.cubic import unconstrained_cubic_spline
 from nflows.transforms.splines.linear import unconstrained_linear_spline
 from nflows.transforms.splines.quadratic import quadratic_spline
 
 import flowkit as fk
 
-KINDS = [fk.LinearSpline, fk.QuadraticSpline]
+KINDS = [fk.LinearSpline, fk.QuadraticSpline, fk.CubicSpline]
 
 
 def drawn(kind, bins=5, shape=(3,), rows=64, scale=1.5, **config):
@@ -43,6 +44,14 @@ def test_the_quadratic_spline_equals_nflows(inverse):
     theirs = quadratic_spline(x, widths.movedim(1, -1), raw.movedim(1, -1), inverse=inverse, **ends)
     ours = (spline.inverse if inverse else spline)(x, widths, inner)
     torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
+
+
+def test_the_cubic_spline_equals_nflows():
+    spline, (widths, heights, first, last) = drawn(fk.CubicSpline)
+    x = 4 * torch.randn(64, 3)
+    ends = [(1e-3 + 0.998 * torch.sigmoid(raw + spline.offset)).logit().unsqueeze(-1) for raw in (first, last)]
+    theirs = unconstrained_cubic_spline(x, widths.movedim(1, -1), heights.movedim(1, -1), *ends, tail_bound=3.0)
+    torch.testing.assert_close(spline(x, widths, heights, first, last), theirs, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
