@@ -13,7 +13,7 @@ from flowkit.bisection import TOLERANCE, solve_monotone
 from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.monotone import (
-    BISECTIONS,
+    BISECTIONS_OF_MIXTURE,
     check_count,
     check_limit,
     check_part,
@@ -51,7 +51,7 @@ def invert_logit_of_mixture(y: Tensor, log_weights: Tensor, slopes: Tensor, offs
         roots = (y.unsqueeze(1) - offsets) / slopes
         low, high = roots.amin(1), roots.amax(1)
         margin = (high - low) * 0.01 + (low.abs() + high.abs()) * torch.finfo(y.dtype).eps * 4
-    return solve_monotone(function, y, low - margin, high + margin, BISECTIONS)
+    return solve_monotone(function, y, low - margin, high + margin, BISECTIONS_OF_MIXTURE)
 
 
 @register("flowkit.sigmoidal")
@@ -64,8 +64,8 @@ class Sigmoidal(Univariate):
 
     Slopes a are softplus + `min_slope`, weights w a softmax. Zero parameters are the identity; the components part by
     fixed rates, 1/2 to 3/2, that multiply each one's numbers. Beyond the outermost components the map is linear in the
-    limit, so 1e6 passes in float32. Where components lie so far apart that the slope between them is below float32's
-    rounding, the inverse in float32 finds no more than that plateau.
+    limit, so 1e6 passes in float32. The inverse is right to `tolerance` in y; in x its error is that over the slope,
+    and where components lie so far apart that the slope between them rounds to 0, it finds no more than that plateau.
 
     Parameters: raw slopes, offsets b, raw weights, each `(B, K, C, ...)`; computed in float32 or wider.
 

@@ -35,7 +35,7 @@ class UnconstrainedMonotonic(LinearTails):
     identity and nothing is shared. Its units are spread over the interval, with bounded slopes a (within a factor of
     2 of 1), shifts and values v (within 1), for which the rule converges fast: whatever is predicted, in float64 the
     value is right to `tolerance`, and so is the log-derivative against the derivative of the value that is computed.
-    Forward takes H (8 H + 9) tanh an element, the inverse 37 times that.
+    Forward takes H (8 H + 9) tanh an element, the inverse 25 times that.
 
     Parameters: raw values v, slopes a and shifts b, each `(B, H, C, ...)`; constant c and shift s, of x's shape;
     computed in float32 or wider.

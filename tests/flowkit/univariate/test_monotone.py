@@ -41,6 +41,23 @@ def test_laws(name, shape, given):
     check_bijection(fk.Elementwise, example=fk.Example(shape, univariate=MAPS[name], **subnet), skip=skip)
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "subnet"),
+    [
+        (fk.Coupling, "logistic_mixture", {"subnet": fk.MLP(hidden=4, activation="silu"), "two_sided": True}),
+        (fk.Coupling, "unconstrained", {"subnet": fk.MLP(hidden=4, activation="silu")}),
+        (fk.MaskedAutoregressive, "sigmoidal", {"hidden": (4,), "activation": "silu"}),
+        (fk.MaskedAutoregressive, "sum_of_squares", {"hidden": (4,), "activation": "silu", "inverted": True}),
+    ],
+)
+def test_laws_within_couplings_and_autoregressive_maps(cls, name, subnet):
+    example = fk.Example((3,), given=(2,), univariate=MAPS[name], **subnet)
+    check_bijection(cls, example=example, skip=("processes", *SLOW))
+    built = example.build(cls)
+    assert built.iterative
+    assert built.tolerance == MAPS[name].univariate.tolerance
+
+
 @every_map
 def test_zero_parameters_are_the_identity(name):
     univariate, parameters = drawn(name, scale=0.0)
