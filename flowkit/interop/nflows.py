@@ -70,11 +70,17 @@ class NflowsTransform(Bijection):
 
     def forward(self, x: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
-        return _result(self.transform(x, context=conditions[0] if conditions else None), x)
+        with torch.autocast(x.device.type, enabled=False):  # its matrix products would come in half precision
+            return _result(self.transform(x, context=_float(conditions, x)), x)
 
     def inverse(self, y: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
-        return _result(self.transform.inverse(y, context=conditions[0] if conditions else None), y)
+        with torch.autocast(y.device.type, enabled=False):
+            return _result(self.transform.inverse(y, context=_float(conditions, y)), y)
+
+
+def _float(conditions: tuple[Tensor, ...], like: Tensor) -> Tensor | None:
+    return conditions[0].to(like.dtype) if conditions else None  # a feature net under autocast gives half precision
 
 
 def _result(result: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:

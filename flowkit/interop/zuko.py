@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from flowkit.bijection import Bijection
+from flowkit.bijection import Bijection, event_sum
 from flowkit.bijections import Identity, Permute
 from flowkit.distributions import Base, StandardNormal
 from flowkit.errors import ConditionError, ConfigError, MissingDependencyError, ShapeError
@@ -57,15 +57,28 @@ class ZukoTransform(Bijection):
 
     def forward(self, x: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
-        return _result(self.lazy(*conditions).call_and_ladj(x), x)
+        if x.shape[0] == 0:  # some of zuko's reshapes fail without rows
+            return x.new_zeros(0, *self.out_shapes[0]), event_sum(x)
+        with torch.autocast(x.device.type, enabled=False):  # its matrix products would come in half precision
+            return _result(self.lazy(*_float(conditions, x)).call_and_ladj(x), x)
 
     def inverse(self, y: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
-        return _result(self.lazy(*conditions).inv.call_and_ladj(y), y)
+        if y.shape[0] == 0:
+            return y.new_zeros(0, *self.in_shapes[0]), event_sum(y)
+        with torch.autocast(y.device.type, enabled=False):
+            return _result(self.lazy(*_float(conditions, y)).inv.call_and_ladj(y), y)
 
     def inverse_only(self, y: Tensor, *conditions: Tensor) -> Tensor:
         """The inverse without its log-det, which costs zuko another pass."""
-        return self.lazy(*conditions).inv(y)
+        if y.shape[0] == 0:
+            return y.new_zeros(0, *self.in_shapes[0])
+        with torch.autocast(y.device.type, enabled=False):
+            return self.lazy(*_float(conditions, y)).inv(y)
+
+
+def _float(conditions: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(c.to(like.dtype) for c in conditions)  # a feature net under autocast gives half precision
 
 
 def _result(result: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

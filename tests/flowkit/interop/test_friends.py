@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 import flowkit as fk
 from flowkit import interop
 from flowkit.interop import __main__ as listing
+from flowkit.testing import check_bijection
 
 
 def test_the_list_names_versions_and_installs(capsys, monkeypatch):
@@ -37,6 +39,36 @@ def test_no_friend_is_imported_before_it_is_used():
     )
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "[]"
+
+
+def nflows_coupling():
+    transforms, nets = pytest.importorskip("nflows.transforms"), pytest.importorskip("nflows.nn.nets")
+
+    def net(c_in, c_out):
+        silu = nn.functional.silu
+        return nets.ResidualNet(c_in, c_out, hidden_features=5, context_features=2, activation=silu)
+
+    return interop.NflowsTransform(transforms.AffineCouplingTransform([0, 1, 0], net), 3, given=(2,))
+
+
+def nflows_linear():
+    linear = interop.NflowsTransform(pytest.importorskip("nflows.transforms").LULinear(3), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        linear.inverse(torch.zeros(1, 3))  # torch.triangular_solve says once that it is deprecated
+    return linear
+
+
+def zuko_coupling():
+    flow = pytest.importorskip("zuko").flows.NICE(3, 2, transforms=1, hidden_features=(5,), activation=nn.SiLU)
+    return interop.ZukoTransform(flow.transform, 3, given=(2,))
+
+
+@pytest.mark.parametrize("build", [nflows_coupling, nflows_linear, zuko_coupling])
+def test_wrapped_parts_keep_the_laws_of_the_kit(build):
+    torch.set_default_dtype(torch.float32)
+    skip = ("compile_forward", "compile_inverse", "export_forward", "export_inverse", "processes")
+    assert len(check_bijection(build(), skip=skip).passed) > 20
 
 
 @pytest.mark.parametrize(
