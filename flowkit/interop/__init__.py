@@ -10,6 +10,7 @@ from flowkit.interop.exported import Exported, load_exported
 from flowkit.interop.freia import FreiaBijection, as_freia, from_freia
 from flowkit.interop.nflows import NflowsBase, NflowsTransform, from_nflows
 from flowkit.interop.pyro import as_pyro
+from flowkit.interop.sbi import sbi_density_estimator
 from flowkit.interop.transforms import BijectionTransform
 from flowkit.interop.zuko import ZukoBase, ZukoTransform, as_zuko, from_zuko
 
@@ -34,6 +35,7 @@ __all__ = [
     "from_nflows",
     "from_zuko",
     "load_exported",
+    "sbi_density_estimator",
 ]
 
 # Classes whose ancestors are a friend's: its name, and the extra that installs it.
