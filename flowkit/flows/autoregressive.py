@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowkit.bijections import (
-    MaskedAutoregressive,
-)
+from flowkit.bijections import MaskedAutoregressive
 from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, check_count, declare_conditions, given_of
-from flowkit.graph import Graph
+from flowkit.graph import Graph, Wire
 from flowkit.shapes import as_shape
 from flowkit.univariate import Affine, Sigmoidal
 
@@ -40,7 +38,7 @@ def maf(
     >>> maf(3, condition=2, layers=2, hidden=(16,)).condition_shapes
     {'y': (2,)}
     """
-    return _autoregressive("maf", features, condition, layers, hidden, univariate, inverted=False)
+    return masked_chain("maf", features, condition, layers, hidden, univariate, inverted=False)
 
 
 def iaf(
@@ -63,7 +61,7 @@ def iaf(
     >>> iaf(3, layers=2, hidden=(16,)).sample((4,)).shape
     torch.Size([4, 3])
     """
-    return _autoregressive("iaf", features, condition, layers, hidden, univariate, inverted=True)
+    return masked_chain("iaf", features, condition, layers, hidden, univariate, inverted=True)
 
 
 def naf(
@@ -92,10 +90,10 @@ def naf(
     torch.Size([4, 3])
     """
     univariate = Sigmoidal.recipe(components=components)
-    return _autoregressive("naf", features, condition, layers, hidden, univariate, inverted=False)
+    return masked_chain("naf", features, condition, layers, hidden, univariate, inverted=False)
 
 
-def _autoregressive(
+def masked_chain(
     name: str,
     features: int | Sequence[int],
     condition: Condition,
@@ -103,7 +101,9 @@ def _autoregressive(
     hidden: int | Sequence[int],
     univariate: Any,
     inverted: bool,
+    between: Callable[[Graph, Wire], Wire] | None = None,
 ) -> Flow:
+    """`layers` masked autoregressive maps, every other one in reverse order, with `between` between them."""
     check_count(name, "layers", layers)
     widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     graph = Graph()
@@ -113,5 +113,7 @@ def _autoregressive(
         order = "reversed" if layer % 2 else None
         settings = {"univariate": univariate, "hidden": widths, "order": order, "inverted": inverted}
         x = graph.add(MaskedAutoregressive, x, **given, **settings)
+        if between is not None and layer < layers - 1:
+            x = between(graph, x)
     graph.output("z", x)
     return Flow(graph)

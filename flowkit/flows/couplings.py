@@ -16,12 +16,13 @@ from flowkit.bijections import (
 from flowkit.distributions import Uniform
 from flowkit.errors import ShapeError
 from flowkit.flow import Flow
+from flowkit.flows.autoregressive import masked_chain
 from flowkit.flows.shared import SIDES, Condition, check_count, coupling_chain, declare_conditions, given_of
 from flowkit.graph import Graph, Wire
 from flowkit.periodic import PeriodicNet
 from flowkit.shapes import as_shape
 from flowkit.subnets import MLP
-from flowkit.univariate import CircularRationalQuadraticSpline
+from flowkit.univariate import CircularRationalQuadraticSpline, RationalQuadraticSpline
 
 
 def nice(
@@ -90,17 +91,21 @@ def nsf(
     hidden: int | Sequence[int] = (64, 64),
     bins: int = 8,
     bound: float = 3.0,
+    autoregressive: bool = False,
 ) -> Flow:
     """A neural spline flow: rational-quadratic couplings on [-bound, bound], with LU-factored linear maps between.
+
+    Or, autoregressive: masked maps in place of the couplings, which see more, and need D passes for a sample.
 
     Bring the data to about unit scale: what lies outside of the bound passes the splines unchanged.
 
     Args:
         features, condition, layers, hidden: see `nice`.
         bins, bound: see `fk.RationalQuadraticSpline`.
+        autoregressive: masked maps instead of couplings; for vectors, also of one element.
 
     Raises:
-        ShapeError, ConfigError: see `nice` and `fk.RationalQuadraticSpline`.
+        ShapeError, ConfigError: see `nice`, `maf` and `fk.RationalQuadraticSpline`.
 
     Source: Durkan et al., Neural spline flows, 2019.
 
@@ -114,6 +119,9 @@ def nsf(
         return graph.add(LULinear, x)
 
     config = {"bins": bins, "bound": bound}
+    if autoregressive:
+        univariate = RationalQuadraticSpline.recipe(**config)
+        return masked_chain("nsf", features, condition, layers, hidden, univariate, False, between)
     return coupling_chain("nsf", SplineCoupling, features, condition, layers, hidden, config, between=between)
 
 

@@ -11,6 +11,7 @@ VECTORS = {
     "nice": lambda **k: fk.flows.nice(2, hidden=(16,), **k),
     "realnvp": lambda **k: fk.flows.realnvp(2, hidden=(16,), **k),
     "nsf": lambda **k: fk.flows.nsf(2, layers=3, hidden=(16,), bins=4, **k),
+    "autoregressive nsf": lambda **k: fk.flows.nsf(2, layers=2, hidden=(16,), bins=4, autoregressive=True, **k),
     "maf": lambda **k: fk.flows.maf(2, layers=3, hidden=(16,), **k),
     "iaf": lambda **k: fk.flows.iaf(2, layers=2, hidden=(16,), **k),
     "naf": lambda **k: fk.flows.naf(2, layers=2, hidden=(16,), components=3, **k),
