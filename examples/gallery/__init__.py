@@ -21,7 +21,7 @@ import flowkit as fk
 from flowkit.cli.options import device_option, seed_option
 from flowkit.cli.output import console, run_folder, table, write_file
 
-from .targets import TARGETS
+from .targets import TARGETS, sample
 
 HELD_OUT = 10_000  # points
 LARGEST_GRADIENT = 5.0  # norm: a first step on a density that jumps may be wild
@@ -44,11 +44,11 @@ def ready_flows() -> tuple[list[str], dict[str, str]]:
 def train(flow: fk.Flow, target: str, steps: int, batch_size: int, seed: int, device: str, tick: Any) -> None:
     """Maximum likelihood, in plain PyTorch; a step whose loss is not finite is left out."""
     draws = torch.Generator().manual_seed(seed)
-    flow.initialize(TARGETS[target](batch_size, draws).to(device))
+    flow.initialize(sample(target, batch_size, draws).to(device))
     optimizer = torch.optim.Adam(flow.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for _ in range(steps):
-        loss = -flow.log_prob(TARGETS[target](batch_size, draws).to(device)).mean()
+        loss = -flow.log_prob(sample(target, batch_size, draws).to(device)).mean()
         if loss.isfinite():
             optimizer.zero_grad()
             loss.backward()
@@ -60,7 +60,7 @@ def train(flow: fk.Flow, target: str, steps: int, batch_size: int, seed: int, de
 
 def held_out(flow: fk.Flow, target: str, device: str) -> float:
     """The mean log-likelihood of points that no run trains on, in nats; minus infinity where one has density 0."""
-    points = TARGETS[target](HELD_OUT, torch.Generator().manual_seed(2**31)).to(device)
+    points = sample(target, HELD_OUT, torch.Generator().manual_seed(2**31)).to(device)
     with torch.no_grad():
         return flow.log_prob(points).double().mean().item()
 
@@ -148,7 +148,7 @@ def command(
     settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "held_out": HELD_OUT}
     metrics = {**settings, "seconds": round(time.perf_counter() - started, 1), "targets": figures}
     write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    data = {target: TARGETS[target](20_000, torch.Generator().manual_seed(seed)) for target in targets}
+    data = {target: sample(target, 20_000, torch.Generator().manual_seed(seed)) for target in targets}
     write_file(folder / "gallery.png", draw(data, learned))
     rows = [(name, *(_shown(figures[target][name]["log_likelihood"]) for target in targets)) for name in names]
     show.print(table("held-out log-likelihood, nats", ("flow", *targets), rows, numbers=targets))

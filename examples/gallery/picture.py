@@ -10,11 +10,13 @@ from torch import Tensor
 
 import flowkit as fk
 
-VIEW = 3.1  # the plane from -VIEW to VIEW
+from .targets import EDGE
+
+VIEW = EDGE  # the plane from -VIEW to VIEW
 PIXELS = 90  # of a density, each way
 POINTS = 1500
 PANEL = 1.35  # inches
-INK, PAPER, EDGE, DOTS = "#d8d6e4", "#0b0a14", "#2c2a3d", "#ff9e4a"
+INK, PAPER, LINE, DOTS = "#d8d6e4", "#0b0a14", "#2c2a3d", "#ff9e4a"
 
 
 def panels(flow: fk.Flow, device: str) -> tuple[Tensor, Tensor]:
@@ -86,4 +88,4 @@ def _frame(ax: Any) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
-        spine.set_color(EDGE)
+        spine.set_color(LINE)

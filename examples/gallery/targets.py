@@ -1,4 +1,4 @@
-"""Two-dimensional targets that flows are judged by the eye on; all lie within (-3, 3) but for a tail of noise."""
+"""Two-dimensional targets that flows are judged by the eye on, cut off at the edge of the picture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
+
+EDGE = 3.1  # below pi, so that a flow of angles holds them too
 
 
 def moons(count: int, generator: Generator) -> Tensor:
@@ -66,3 +68,11 @@ TARGETS: dict[str, Callable[[int, Generator], Tensor]] = {
     "pinwheel": pinwheel,
     "eight-gaussians": eight_gaussians,
 }
+
+
+def sample(name: str, count: int, generator: Generator) -> Tensor:
+    """Points `(N, 2)` of a target, all within the picture: what falls outside, a few in a thousand, is drawn anew."""
+    points = TARGETS[name](count, generator)
+    while len(outside := (points.abs() >= EDGE).any(1).nonzero().flatten()):
+        points[outside] = TARGETS[name](len(outside), generator)
+    return points

@@ -17,11 +17,13 @@ TARGETS = gallery.TARGETS
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_are_reproducible_and_in_view(name):
-    first, again = (TARGETS[name](2000, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (gallery.sample(name, 2000, torch.Generator().manual_seed(3)) for _ in range(2))
+    raw = TARGETS[name](2000, torch.Generator().manual_seed(3))
     assert first.shape == (2000, 2)
     assert torch.equal(first, again)
     assert first.isfinite().all()
-    assert (first.abs() < 3.1).all(1).double().mean() > 0.995
+    assert (first.abs() < 3.1).all()
+    assert (raw.abs() < 3.1).all(1).double().mean() > 0.99  # little is cut off
     assert (first.mean(0).abs() < 0.2).all()
     assert first.std() > 0.7
 
