@@ -211,7 +211,7 @@ class CheckerboardSqueeze(Squeeze):
         positions = list(itertools.product((0, 1), repeat=len(sizes)))
         # Squeeze has c 2^n + (the position's place in row-major order), here it is (its place in this order) C + c.
         wanted = sorted(range(len(positions)), key=lambda place: (sum(positions[place]) % 2, place))
-        order = torch.tensor([c * len(positions) + place for place in wanted for c in range(channels)])
+        order = (torch.tensor(wanted)[:, None] + len(positions) * torch.arange(channels)).flatten()
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse_order", order.argsort(), persistent=False)
 
