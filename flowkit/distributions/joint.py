@@ -101,6 +101,15 @@ class JointBase(Base):
         ]
         return torch.cat(drawn, -1)
 
-    def extra_repr(self) -> str:
-        """D and the conditions."""
-        return super().extra_repr()
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """The noise of each, side by side; a part whose samples are no function of noise says so."""
+        return torch.cat([base.noise(shape) for base in self.parts.values()], -1)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """What each makes of its noise, side by side."""
+        pieces = noise.split([base.noise((0,)).shape[-1] for base in self.parts.values()], -1)
+        made = [
+            base.from_noise(piece, *self._conditions(name, conditions), temperature=temperature)
+            for (name, base), piece in zip(self.parts.items(), pieces, strict=True)
+        ]
+        return torch.cat(made, -1)
