@@ -327,8 +327,8 @@ class Flow(nn.Module):
     def _sample(
         self, lead: torch.Size, conditions: Batch, prepared: Prepared | None, temperature: float, *, with_log_prob: bool
     ) -> tuple[Data, Tensor | None]:
-        if not temperature >= 0:
-            raise InputError(f"temperature must be 0 or more, got {temperature}")
+        if not 0 <= temperature < math.inf:
+            raise InputError(f"temperature must be 0 or more and finite, got {temperature}")
         prepared, base_conditions = self._for_base(lead, conditions, prepared)
         z = self.base.sample(lead, *base_conditions, temperature=temperature)
         x, log_det, _ = self._decode(z, conditions, prepared, with_log_det=with_log_prob)

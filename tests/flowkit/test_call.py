@@ -203,9 +203,11 @@ def test_sample_shapes_that_are_none(flow, shape):
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan")])
 def test_temperatures_that_are_none(flow, temperature):
-    with refused("temperature must be 0 or more, got"):
+    with refused("temperature must be 0 or more and finite, got"):
+        flow.sample((2,), given=y(), temperature=float("inf"))
+    with refused("temperature must be 0 or more and finite, got"):
         flow.sample((2,), given=y(), temperature=temperature)
-    with refused("temperature must be 0 or more, got"):
+    with refused("temperature must be 0 or more and finite, got"):
         flow.given(y()).rsample((2,), temperature=temperature)
 
 
