@@ -201,10 +201,8 @@ def test_sample_shapes_that_are_none(flow, shape):
             sample(shape, **({"given": y()} if sample == flow.sample else {}))
 
 
-@pytest.mark.parametrize("temperature", [-1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
 def test_temperatures_that_are_none(flow, temperature):
-    with refused("temperature must be 0 or more and finite, got"):
-        flow.sample((2,), given=y(), temperature=float("inf"))
     with refused("temperature must be 0 or more and finite, got"):
         flow.sample((2,), given=y(), temperature=temperature)
     with refused("temperature must be 0 or more and finite, got"):
