@@ -12,7 +12,7 @@ from torch import Tensor
 from flowkit.bisection import TOLERANCE, solve_monotone
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.knots import find, knots, pick, sizes
+from flowkit.univariate.knots import find, knots, pick, sizes, within_unit
 from flowkit.univariate.linear_spline import TailedSpline
 
 BISECTIONS = 8
@@ -93,12 +93,12 @@ class CubicSpline(TailedSpline):
 
     def _inner(self, u: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         bin = self._find(u, values, by_height=False)
-        rise, derivative = _rise(bin, ((u - bin.left) / bin.width).clamp(0, 1))
+        rise, derivative = _rise(bin, within_unit((u - bin.left) / bin.width))
         return bin.bottom + bin.width * rise, derivative.log()
 
     def _inner_inverse(self, u: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         bin = self._find(u, values, by_height=True)
-        target = ((u - bin.bottom) / bin.width).clamp_min(0)
+        target = (u - bin.bottom) / bin.width  # 0 or more, since no bin begins above u
         zero = torch.zeros_like(target)
         t = solve_monotone(functools.partial(_rise, bin), target, zero, zero + 1, BISECTIONS)
         return bin.left + bin.width * t, _rise(bin, t)[1].log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +28,19 @@ def wide(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]
     """x in float32 or wider, and the parameters in its dtype."""
     x = x.float() if x.dtype in HALF else x
     return x, [each.to(x.dtype) for each in parameters]
+
+
+def between(x: Tensor, low: float, high: float) -> Tensor:
+    """x kept between both, with gradient 1 at either, where `torch.clamp` has 0 in some versions of torch."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
+def within_unit(t: Tensor) -> Tensor:
+    """t kept in [0, 1], which rounding alone takes it out of, so with gradient 1 everywhere.
+
+    A knot is where t is 0 or 1, and data often lie on one: zero is a knot of every spline that starts with even bins.
+    """
+    return t + (t.clamp(0, 1) - t).detach()
 
 
 def sizes(raw: Tensor, min_bin: float) -> Tensor:

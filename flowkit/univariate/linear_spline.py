@@ -10,7 +10,7 @@ from torch import Tensor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.knots import check_bins, find, knots, pick, sizes, wide
+from flowkit.univariate.knots import between, check_bins, find, knots, pick, sizes, wide, within_unit
 from flowkit.univariate.univariate import Univariate
 
 
@@ -32,13 +32,13 @@ class TailedSpline(Univariate):
     def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(y, log-derivative)`."""
         x, values = wide(x, parameters)
-        u = (x.clamp(-self.bound, self.bound) / self.bound + 1) / 2
+        u = (between(x, -self.bound, self.bound) / self.bound + 1) / 2
         return self._with_tails(x, *self._inner(u, *values))
 
     def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(x, log-derivative of the inverse)`."""
         y, values = wide(y, parameters)
-        u = (y.clamp(-self.bound, self.bound) / self.bound + 1) / 2
+        u = (between(y, -self.bound, self.bound) / self.bound + 1) / 2
         x, log_derivative = self._inner_inverse(u, *values)
         return self._with_tails(y, x, -log_derivative)
 
@@ -102,5 +102,5 @@ class LinearSpline(TailedSpline):
         places = knots(heights)
         index = find(u, places)
         height = pick(heights, index)
-        place = ((u - pick(places, index)) / height).clamp(0, 1)
+        place = within_unit((u - pick(places, index)) / height)
         return (index.squeeze(1) + place) / self.bins, (height * self.bins).log()

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.knots import find, knots, pick, sizes
+from flowkit.univariate.knots import find, knots, pick, sizes, within_unit
 from flowkit.univariate.linear_spline import TailedSpline
 
 
@@ -76,7 +76,7 @@ class QuadraticSpline(TailedSpline):
         widths, derivatives, lefts, bottoms = self._parts(*values)
         index = find(u, lefts)
         start, end, width = pick(derivatives, index), pick(derivatives, index + 1), pick(widths, index)
-        t = ((u - pick(lefts, index)) / width).clamp(0, 1)
+        t = within_unit((u - pick(lefts, index)) / width)
         image = pick(bottoms, index) + width * t * (start + (end - start) * t / 2)
         return image, (start + (end - start) * t).log()
 
@@ -86,5 +86,5 @@ class QuadraticSpline(TailedSpline):
         start, end, width = pick(derivatives, index), pick(derivatives, index + 1), pick(widths, index)
         up = (u - pick(bottoms, index)) / width
         slope = (start * start + 2 * (end - start) * up).clamp_min(self.min_derivative**2).sqrt()  # of the map at t
-        t = (2 * up / (start + slope)).clamp(0, 1)
+        t = within_unit(2 * up / (start + slope))
         return pick(lefts, index) + width * t, (start + (end - start) * t).log()

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.knots import check_bins, wide
+from flowkit.univariate.knots import between, check_bins, wide, within_unit
 from flowkit.univariate.rational_quadratic_eager import Setting, Spline, pull_back, transform
 from flowkit.univariate.univariate import Univariate
 
@@ -164,7 +164,7 @@ def _formula(
     x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """The image of x and the log-derivative there, every operation recorded."""
-    at = x.clamp(setting.low, setting.high)
+    at = between(x, setting.low, setting.high)
     bin = _find(at, widths, heights, derivatives, setting, inverse)
     slope = bin.height / bin.width
     bend = bin.start + bin.end - 2 * slope
@@ -174,9 +174,9 @@ def _formula(
         b = bin.height * bin.start - up * bend
         c = -slope * up
         root = (b * b - 4 * a * c).clamp_min(0).sqrt()  # rounding can take it below zero
-        t = (2 * c / (-b - root)).clamp(0, 1)
+        t = within_unit(2 * c / (-b - root))
     else:
-        t = ((at - bin.left) / bin.width).clamp(0, 1)
+        t = within_unit((at - bin.left) / bin.width)
     rest = t * (1 - t)
     denominator = slope + bend * rest
     curve = bin.end * t * t + 2 * slope * rest + bin.start * (1 - t) * (1 - t)

@@ -113,3 +113,14 @@ def test_zeros_are_the_identity_and_refusals(kind):
     ]:
         with pytest.raises(fk.ConfigError, match=message):
             kind((2,), **config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_gradients_on_the_knots_and_at_the_bounds(kind, direction):
+    """Zero is a knot of eight even bins: a clamp within the bin must not stop the gradient there."""
+    spline = kind((1,), bins=8)
+    x = torch.linspace(-3, 3, 17)[:, None].requires_grad_()
+    image, log_derivative = getattr(spline, direction)(x, *spline.split(torch.zeros(17, spline.numbers_per_element)))
+    (slope,) = torch.autograd.grad(image.sum(), x)
+    torch.testing.assert_close(slope, log_derivative.exp())
