@@ -145,6 +145,7 @@ class ClassConditional(Base):
         if not torch.compiler.is_compiling() and not labels.is_meta and ((labels < 0) | (labels >= count)).any():
             found = labels.min().item() if labels.min() < 0 else labels.max().item()
             raise InputError(f"ClassConditional needs labels from 0 to {count - 1}, got {found}")
+        labels = labels.long()  # bytes would be taken for a mask
         return self.means[labels], self.log_scales[labels]
 
     def _moments(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:

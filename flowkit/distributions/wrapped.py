@@ -22,7 +22,8 @@ Factory = str | Callable[..., td.Distribution]
 class TorchDistribution(Base):
     """Any continuous `torch.distributions.Distribution` of vectors as a base.
 
-    log p(z) is the distribution's; minus infinity outside of its support. Where it is of single numbers, there are D of
+    log p(z) is the distribution's; minus infinity outside of its support, and for von Mises' angles outside of [-pi,
+    pi], one turn. Where it is of single numbers, there are D of
     them, independent. Arguments that are numbers or lists of numbers become buffers, so that they follow the dtype and
     the device; nothing is learned.
 
@@ -39,7 +40,8 @@ class TorchDistribution(Base):
     than 1 are refused.
 
     Raises:
-        ConfigError: no such factory; it makes no distribution, or a discrete one.
+        ConfigError: no such factory; it makes no distribution, a discrete one, or one on a simplex; arguments that the
+            distribution refuses.
         ShapeError: a distribution of vectors of another size.
 
     >>> TorchDistribution(2, "Gumbel", loc=0.0, scale=[1.0, 2.0]).sample((5,)).shape
@@ -63,7 +65,19 @@ class TorchDistribution(Base):
         self.register_buffer("origin", torch.zeros(()), persistent=False)  # follows dtype and device
         self.origin: Tensor
         if not self.origin.is_meta:
+            self._check_arguments()
             self.distribution(*[torch.zeros(shape) for shape in self.condition_shapes])
+
+    def _check_arguments(self) -> None:
+        """Refuse a negative scale and the like; where there are conditions, they may mend or be what is wrong."""
+        if self.condition_shapes or not (inspect.isclass(self.factory) and issubclass(self.factory, td.Distribution)):
+            return
+        numbers = {name: getattr(self, f"argument_{name}") for name in self.numeric}
+        try:
+            self.factory(**numbers, **{"validate_args": True, **self.arguments})
+        except (TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ConfigError(f"TorchDistribution: {self.label} cannot be made: {why}") from error
 
     def distribution(self, *conditions: Tensor) -> td.Distribution:
         """The distribution itself, of event shape `(D,)`.
@@ -99,6 +113,8 @@ class TorchDistribution(Base):
             raise ShapeError(
                 f"TorchDistribution: {self.label} is of shape {tuple(made.event_shape)}, the base of ({self.dim},)"
             )
+        if _on_simplex(made):
+            raise ConfigError(f"TorchDistribution: {self.label} lives on a simplex, so has no density in ({self.dim},)")
         return made
 
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
@@ -113,6 +129,8 @@ class TorchDistribution(Base):
             inside = None
         if inside is None:
             return log_prob
+        if _is_angle(made):
+            inside = inside & (z.abs() <= math.pi).all(-1)  # torch's density repeats every turn
         nan = z.isnan().any(-1)
         return torch.where(nan, z.sum(-1), torch.where(inside | nan, log_prob, -math.inf))
 
@@ -142,6 +160,19 @@ class TorchDistribution(Base):
     def extra_repr(self) -> str:
         """D, the conditions, and the factory."""
         return f"{super().extra_repr()}, {self.label}"
+
+
+def _on_simplex(made: td.Distribution) -> bool:
+    try:
+        return made.support is td.constraints.simplex
+    except NotImplementedError:
+        return False
+
+
+def _is_angle(made: td.Distribution) -> bool:
+    while isinstance(made, td.Independent):
+        made = made.base_dist
+    return isinstance(made, td.VonMises)
 
 
 def _find(name: str) -> Callable[..., td.Distribution]:

@@ -131,3 +131,24 @@ def test_labels_choose_what_one_hot_vectors_choose():
 def test_refusals(make, message):
     with pytest.raises(fk.FlowkitError, match=message):
         make()
+
+
+def test_torch_distributions_without_a_density_there_or_with_wrong_arguments_are_refused():
+    with pytest.raises(fk.ConfigError, match=r"Dirichlet lives on a simplex, so has no density in \(3,\)"):
+        fk.TorchDistribution(3, "Dirichlet", concentration=[1.0, 2.0, 3.0])
+    with pytest.raises(fk.ConfigError, match="Normal cannot be made: Expected parameter scale"):
+        fk.TorchDistribution(2, "Normal", loc=0.0, scale=-1.0)
+
+
+def test_von_mises_has_the_density_of_one_turn():
+    base = fk.TorchDistribution(1, "VonMises", loc=1.0, concentration=2.0)
+    z = torch.linspace(-12, 12, 24_001)[:, None]
+    assert torch.trapezoid(base.log_prob(z).exp(), z[:, 0]).item() == pytest.approx(1, abs=1e-3)
+    assert base.log_prob(base.sample((100,))).isfinite().all()
+    assert base.float().log_prob(torch.tensor([[-math.pi], [math.pi]], dtype=torch.float32)).isfinite().all()
+
+
+def test_labels_that_are_bytes_are_no_mask():
+    base = fk.ClassConditional(2, given=((),), classes=3)
+    labels, z = torch.tensor([0, 1, 0]), torch.randn(3, 2)
+    torch.testing.assert_close(base.log_prob(z, labels.to(torch.uint8)), base.log_prob(z, labels))
