@@ -51,5 +51,6 @@ def solve_monotone(
     for _ in range(POLISH):
         value, derivative = f_and_derivative(x)
         error = value - target
-        x = x - (error - error.detach()) / derivative
+        # A derivative that rounds to zero must not make 0 / 0 of a root that has been found.
+        x = x - (error - error.detach()) / derivative.clamp_min(torch.finfo(x.dtype).tiny)
     return x

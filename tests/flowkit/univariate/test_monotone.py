@@ -137,3 +137,9 @@ def test_the_root_is_kept_where_the_function_is_flat():
     assert x.abs().max() <= 8
     assert x[2].item() == pytest.approx(1.0)
     assert torch.autograd.grad(x[2], target)[0][2].item() == pytest.approx(1.0)
+
+
+def test_a_root_where_the_derivative_rounds_to_zero_is_no_nan():
+    target = torch.zeros(3, requires_grad=True)
+    root = solve_monotone(lambda x: (x**3, 3 * x**2), target, target - 1, target + 1, 4)
+    assert root.equal(torch.zeros(3))
