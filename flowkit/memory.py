@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowkit.bijection import as_tuple, event_sum
-from flowkit.errors import BudgetWarning
+from flowkit.errors import BudgetWarning, ConfigError
 
 if TYPE_CHECKING:
     from flowkit.graph.network import InvertibleNetwork
@@ -92,7 +92,18 @@ def plain_from(network: InvertibleNetwork, values: dict[int, Tensor], budget: in
     Found by running both passes on the meta device, where only shapes are computed, and counting the bytes that they
     would hold, the gradients of parameters included. The last steps are plain, for theirs is the memory that backward
     frees first; so the peak falls as fewer are, and bisection finds the best.
+
+    Raises:
+        ConfigError: a part is adaptive, so that its number of steps is known from data alone.
     """
+    # A network is adaptive where a part is, and the part is what the message must name.
+    parts = (part for part in network.modules() if "nodes" not in part._modules)
+    adaptive = next((part for part in parts if getattr(part, "adaptive", False)), None)
+    if adaptive is not None:
+        raise ConfigError(
+            f"backprop='auto' counts bytes on the meta device, where {type(adaptive).__name__}, whose number of steps "
+            "depends on the data, cannot run: use 'reverse', 'checkpoint' or 'plain'"
+        )
     steps = len(network._schedule.forward)
     if peak_bytes(network, values, 0) <= budget:  # in a shallow flow plain may even take less than all the rest
         return 0
