@@ -34,11 +34,11 @@ def nice(
     """NICE: additive couplings whose halves take turns, and a learned scale at the end.
 
     Args:
-        features: D, at least 2, or a shape `(C, ...)` of at least two channels; maps take convolutions of as many
-            layers as `hidden` has widths.
+        features: D, at least 2, or a shape `(C, ...)` of at least two channels; maps take convolutions, one
+            more than `hidden` has widths.
         condition: see the module.
         layers: the couplings.
-        hidden: the widths of each subnet's hidden layers; on maps the first is all layers'.
+        hidden: the widths of each subnet's hidden layers; on maps their channels.
 
     Raises:
         ShapeError: fewer than two channels; a condition that does not fit.

@@ -32,7 +32,7 @@ def gaussianization(
         features: D, or a shape `(C, ...)`.
         condition: see the module; subnets predict the maps' numbers from it. Maps take convolutions.
         layers: pairs of a map and a rotation.
-        hidden: the widths of the subnets' hidden layers, where there is a condition; on maps the first is all layers'.
+        hidden: the widths of the subnets' hidden layers, where there is a condition; on maps their channels.
         components: of each map, a mixture of logistics and a logit, see `fk.LogisticMixture`; the paper has the
             normal's quantile function in the logit's place.
         univariate: another univariate map's recipe in place of the mixture.
@@ -56,7 +56,7 @@ def gaussianization(
     x = graph.input("x", shape)
     settings = given_of([at_size(graph, wire, shape) for wire in wires])
     if settings:
-        settings["subnet"] = MLP(hidden=widths) if len(shape) < 2 else ConvNet(hidden=widths[0])
+        settings["subnet"] = MLP(hidden=widths) if len(shape) < 2 else ConvNet(hidden=widths)
     settings["univariate"] = LogisticMixture.recipe(components=components) if univariate is None else univariate
     for _ in range(layers):
         x = graph.add(FixedRotation, graph.add(Elementwise, x, **settings))

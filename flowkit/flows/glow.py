@@ -69,7 +69,7 @@ def glow(
             x = graph.add(
                 AffineCoupling,
                 x,
-                subnet=ConvNet(hidden=hidden),
+                subnet=ConvNet(hidden=(hidden, hidden), kernel=(3, 1, 3)),
                 clamp=clamp,
                 limit=limit,
                 active=SIDES[layer % 2],

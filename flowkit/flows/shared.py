@@ -31,7 +31,7 @@ def coupling_chain(
     check_count(name, "layers", layers)
     shape = as_shape(features)
     widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    subnet = MLP(hidden=widths) if len(shape) == 1 else ConvNet(hidden=widths[0])
+    subnet = MLP(hidden=widths) if len(shape) == 1 else ConvNet(hidden=widths)
     graph = Graph()
     wires = declare_conditions(graph, condition)
     x = graph.input("x", shape)

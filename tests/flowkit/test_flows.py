@@ -225,3 +225,29 @@ def test_circular_nsf_on_the_torus():
         assert given.sample((50,)).abs().max() <= math.pi
     with pytest.raises(fk.ShapeError, match=r"needs vectors of angles \(D,\), got shape \(2, 3\)"):
         fk.flows.circular_nsf((2, 3))
+
+
+def test_hidden_widths_of_maps_are_all_used():
+    flow = fk.flows.nsf((4, 4, 4), layers=1, hidden=(5, 6))
+    assert [p.shape[0] for p in flow.parameters() if p.dim() == 4] == [5, 6, 46]  # 2 channels of 3 * 8 - 1 numbers
+    flow = fk.flows.glow((1, 4, 4), levels=1, layers=1, hidden=5)  # two hidden layers, as the paper's
+    assert [tuple(p.shape) for p in flow.parameters() if p.dim() == 4][-3:] == [
+        (5, 2, 3, 3),
+        (5, 5, 1, 1),
+        (4, 5, 3, 3),
+    ]
+
+
+@pytest.mark.parametrize("make", [fk.flows.nice, fk.flows.gaussianization])
+def test_no_hidden_layers_are_refused_on_maps_too(make):
+    with pytest.raises(fk.ConfigError, match="hidden must be a positive int or a tuple of them"):
+        make((4, 4, 4), condition=2, hidden=())
+
+
+def test_a_budget_for_adaptive_steps_is_refused():
+    pytest.importorskip("torchdiffeq")
+    flow = fk.flows.ffjord(2, hidden=(8,))
+    flow.network.budget = 10**9
+    flow.backprop = "auto"
+    with pytest.raises(fk.ConfigError, match="where ContinuousFlow, whose number of steps depends on the data"):
+        flow.log_prob(torch.zeros(3, 2))
