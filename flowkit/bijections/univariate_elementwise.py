@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def _examples() -> list[Example]:
         Example((1, 2, 3), univariate=affine),
         Example((), given=((2,), (1,)), subnet=mlp, univariate=spline),
         Example((3, 2), given=((2, 2),), subnet=conv, univariate=spline),
-        Example((2,), given=(2,), subnet=mlp, univariate=QuadraticSpline.recipe(bins=3)),
+        Example((2,), given=(2,), subnet=mlp, univariate=QuadraticSpline.recipe(bins=3), spread=0.5),
         Example((2,), given=(2,), subnet=mlp, univariate=CubicSpline.recipe(bins=2)),
     ]
 
@@ -50,10 +51,10 @@ class Elementwise(Bijection):
 
     Without conditions every element has parameters p_i of its own, which are learned. With conditions `(B, C', ...)` of
     the data's spatial size (vectors for scalar data) a subnet predicts them. It starts as the identity where the
-    univariate map does.
+    univariate map does, unless there is a `spread`: components of a mixture that start alike are slow to part.
 
     Shapes: x `(B, C, ...)` or `(B,)`, log_det `(B,)`. State: the subnet, or `numbers` `(N C, ...)`, N of each element,
-    which on maps depends on their size.
+    which on maps depends on their size; with a spread both, and p is their sum.
 
     Args:
         shape: event shape `(C, ...)`, or `()`.
@@ -62,10 +63,12 @@ class Elementwise(Bijection):
             `fk.Univariate`.
         subnet: with conditions, a recipe, see `flowkit.subnets`; by default `MLP()` for vectors and scalars,
             `ConvNet()` for maps.
+        spread: the standard deviation of the normal that `numbers` are drawn from at the start.
 
     Raises:
         ShapeError: a condition of another spatial size; a subnet that does not fit.
-        ConfigError: a univariate map that is not a recipe; a subnet without conditions, or not a recipe.
+        ConfigError: a univariate map that is not a recipe; a subnet without conditions, or not a recipe; a spread that
+            is negative or not finite.
 
     >>> elementwise = Elementwise((3,), given=(10,), univariate=Affine.recipe(clamp="atan"))
     >>> y, log_det = elementwise(torch.ones(5, 3), torch.zeros(5, 10))
@@ -79,6 +82,7 @@ class Elementwise(Bijection):
         given: int | Sequence = (),
         univariate: Any = DEFAULT,
         subnet: Any = None,
+        spread: float = 0.0,
     ):
         super().__init__(shape, given=given)
         shape = self.in_shapes[0]
@@ -86,6 +90,8 @@ class Elementwise(Bijection):
         channels = check_conditions(name, shape, self.condition_shapes)
         if subnet is not None and not self.condition_shapes:
             raise ConfigError(f"{name}: a subnet needs conditions to predict from, got {subnet!r} and none")
+        if not 0 <= spread < math.inf:
+            raise ConfigError(f"{name}: spread must be 0 or more and finite, got {spread!r}")
         self.univariate: Any = build_univariate(name, univariate, shape)
         # An instance makes the promises of its univariate map, which the class cannot know.
         self.iterative, self.tolerance = self.univariate.iterative, self.univariate.tolerance
@@ -98,8 +104,10 @@ class Elementwise(Bijection):
         if self.condition_shapes:
             recipe = default_subnet(shape) if subnet is None else subnet
             self.subnet = build_subnet(recipe, (channels, *shape[1:]), (), count)
-        else:
-            self.numbers = nn.Parameter(torch.zeros(count, *shape[1:]))
+        self.numbers: nn.Parameter | None = None
+        if spread or self.subnet is None:
+            start = torch.randn(count, *shape[1:]) * spread if spread else torch.zeros(count, *shape[1:])
+            self.numbers = nn.Parameter(start)
 
     def prepare(self, *conditions: Tensor) -> tuple | None:
         """The predicted numbers for the rows of the conditions: all of the work but the map itself."""
@@ -107,11 +115,13 @@ class Elementwise(Bijection):
 
     def _predicted(self, conditions: Sequence[Tensor]) -> Tensor:
         assert self.subnet is not None
-        return self.subnet(join(conditions))
+        predicted = self.subnet(join(conditions))
+        return predicted if self.numbers is None else predicted + self.numbers
 
     def _parameters_for(self, x: Tensor, given: tuple) -> Sequence[Tensor]:
         """The univariate map's parameters for every row of x, which are views but where rows were prepared."""
         if self.subnet is None:
+            assert self.numbers is not None
             predicted = self.numbers.unsqueeze(0).expand(x.shape[0], *self.numbers.shape)
         else:
             predicted = given[0][0] if isinstance(given[0], Prepared) else self._predicted(given)

@@ -13,6 +13,8 @@ from flowkit.shapes import as_shape
 from flowkit.subnets import MLP, ConvNet
 from flowkit.univariate import LogisticMixture
 
+SPREAD = 0.5  # of the maps' first numbers: at 0 the marginals of moons stayed single Gaussians for hundreds of steps
+
 
 def gaussianization(
     features: int | Sequence[int],
@@ -25,8 +27,8 @@ def gaussianization(
     """A Gaussianization flow: a monotone map of every element by itself, then a rotation of the channels, in turn.
 
     Each map makes the marginals more normal, each rotation shows it new ones; one last map ends the chain. A rotation
-    is a random one, fixed, times a learned one that starts as the identity, so the flow starts as a rotation. Without
-    a condition nothing but the maps' own numbers and the rotations is learned: there are no nets.
+    is a random one, fixed, times a learned one that starts as the identity. The maps start at random numbers: mixtures
+    of components that are alike do not part. Without a condition there are no nets.
 
     Args:
         features: D, or a shape `(C, ...)`.
@@ -57,6 +59,7 @@ def gaussianization(
     settings = given_of([at_size(graph, wire, shape) for wire in wires])
     if settings:
         settings["subnet"] = MLP(hidden=widths) if len(shape) < 2 else ConvNet(hidden=widths)
+    settings["spread"] = SPREAD
     settings["univariate"] = LogisticMixture.recipe(components=components) if univariate is None else univariate
     for _ in range(layers):
         x = graph.add(FixedRotation, graph.add(Elementwise, x, **settings))

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -48,6 +49,16 @@ def test_starts_as_the_identity(shape, given):
     torch.testing.assert_close((y, log_det), (x, torch.zeros(2)), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("given", [(), (4,)])
+def test_a_spread_is_what_the_numbers_start_with(given):
+    torch.manual_seed(0)
+    b = fk.Elementwise((500,), given=given, univariate=fk.Affine.recipe(clamp="atan"), spread=0.5)
+    assert abs(b.numbers.std().item() - 0.5) < 4 * 0.5 / math.sqrt(2000)  # 4 standard errors of 1,000 draws
+    x, conditions = torch.randn(2, 500), [torch.randn(2, *given)] * len(given)
+    raw, shift = b.univariate.split(b.numbers.expand(2, -1))
+    torch.testing.assert_close(b(x, *conditions)[0], b.univariate(x, raw, shift)[0])  # a subnet starts at zero
+
+
 def test_the_subnet_is_not_called_with_prepared_conditions(redraw):
     b = redraw(fk.Elementwise((3,), given=((2,), (1,))))
     conditions = torch.randn(2, 2), torch.randn(2, 1)
@@ -75,6 +86,7 @@ def test_goes_to_a_file_and_back(tmp_path, redraw):
     [
         ({"subnet": fk.MLP()}, "a subnet needs conditions to predict from, got MLP"),
         ({"univariate": "spline"}, "univariate must be a class of fk.Univariate or its recipe.*got 'spline'"),
+        ({"spread": -1.0}, "spread must be 0 or more and finite, got -1.0"),
         ({"given": (2, 3)}, r"Elementwise on data of shape \(2,\) needs conditions that are vectors"),
     ],
 )
