@@ -15,7 +15,7 @@ from .recipes import COMPARISON_OUT, DEFAULT_OUT, PRETRAINING, RECIPES
 
 FIXED_BY_A_RUN = ("data", "root", "preset", "batch_size", "lr", "seed", "stream", "held_out", "pretrain")
 OF_TRAINING = ("stream", "held_out", "pretrain")
-FIXED_BY_A_COMPARISON = (*FIXED_BY_A_RUN, "steps")
+FIXED_BY_A_COMPARISON = (*FIXED_BY_A_RUN, "steps", "temperature")
 
 
 @dataclass(frozen=True)

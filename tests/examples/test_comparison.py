@@ -190,6 +190,16 @@ def test_options_that_do_not_go_together(photos, tmp_path, capsys):
     assert compare(photos, out, "--without-ablations") == 0
     assert colorization("--compare", "--resume", "--out", out, "--steps", 9) == 2
     assert "has --steps 2, and cannot go on with 9" in capsys.readouterr().err
+    assert colorization("--compare", "--resume", "--out", out, "--temperature", 0.5) == 2
+    assert "has --temperature 1.0, and cannot go on with 0.5" in capsys.readouterr().err
+
+
+def test_flows_are_judged_at_the_temperature_that_is_asked_for(photos, tmp_path, capsys):
+    assert compare(photos, tmp_path / "out", "--without-ablations", "--temperature", 0) == 0
+    variances = {name: figures["ab"]["variance"]["mean"] for name, figures in read(tmp_path / "out")["systems"].items()}
+    assert variances[OURS] == pytest.approx(0, abs=1e-6)
+    assert variances["VAE-MDN"] > 1e-3
+    assert "Samples of the flows are drawn at temperature 0, all others as trained." in capsys.readouterr().out
 
 
 def test_torchrun_is_refused(monkeypatch, photos, tmp_path, capsys):

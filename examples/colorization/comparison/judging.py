@@ -25,6 +25,7 @@ from flowkit_cinn.translation.metrics import (
 from flowkit_cinn.translation.realism import Extractor, bootstrap_frechet, imagenet_classes, top5, vgg16
 from flowkit_cinn.translation.sources import Source
 
+from ..choices import Settings
 from ..recipes import METRIC_SAMPLES
 from ..scoring import plain, samples_of
 from ..training import bits_of_each, row_slices
@@ -41,6 +42,7 @@ class Judges:
         crops: normalised ab and L.
         reference: features of training photographs, to which the Fréchet distance is measured.
         extractor: what made them.
+        temperature: of the flows' samples.
         classifier: VGG-16, or None; `without` then says why.
         classes: of the held-out photographs.
     """
@@ -50,6 +52,7 @@ class Judges:
     extractor: Extractor
     noise: float
     seed: int
+    temperature: float
     classifier: nn.Module | None = None
     classes: Tensor | None = None
     without: str = ""
@@ -74,13 +77,13 @@ class Judges:
 
 
 def judges(
-    crops: Crop, names: list[str], reference: Crop, source: Source, extractor: Extractor, *, noise: float, seed: int
+    crops: Crop, names: list[str], reference: Crop, source: Source, extractor: Extractor, *, settings: Settings
 ) -> Judges:
     """The judges for a data set; a VGG-16 among them where its weights and the classes can be had."""
     ab, lightness = denormalize_ab(reference["ab"]), denormalize_lightness(reference["photo"])
     size = (ab.shape[-2], ab.shape[-1])
     images = lab_to_rgb(stack_lab(nn.functional.adaptive_avg_pool2d(lightness, size), ab)).clamp(0, 1)
-    made = Judges(crops, extractor.features(images), extractor, noise, seed)
+    made = Judges(crops, extractor.features(images), extractor, settings.noise, settings.seed, settings.temperature)
     made.classes = imagenet_classes(names, [image.name for image in (*source.train, *source.held_out)])
     if made.classes is None:
         made.without = NO_VGG_CLASSES
@@ -98,7 +101,7 @@ def judge(model: nn.Module, judges: Judges) -> dict[str, Any]:
     first: list[Tensor] = []
     per_image: dict[str, dict[str, list[Tensor]]] = {units: {"best_of_n_mse": [], "variance": []} for units in UNITS}
     for number, rows in enumerate(row_slices(len(judges.ab))):
-        samples = drawn(model, judges.crops["photo"][rows], METRIC_SAMPLES, judges.seed + number)
+        samples = drawn(model, judges.crops["photo"][rows], METRIC_SAMPLES, judges.seed + number, judges.temperature)
         lightness, target = judges.lightness[rows], judges.ab[rows]
         first.append(samples[0])
         for units in UNITS:
@@ -130,9 +133,9 @@ def judge_truth(judges: Judges) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def drawn(model: nn.Module, photo: Tensor, count: int, seed: int) -> Tensor:
+def drawn(model: nn.Module, photo: Tensor, count: int, seed: int, temperature: float) -> Tensor:
     """Samples of ab in Lab units, `(n, B, 2, h, w)`, of a flow or a baseline, for normalised L."""
     if isinstance(model, fk.Flow):
-        return samples_of(model, photo, count, 1.0, seed)
+        return samples_of(model, photo, count, temperature, seed)
     assert isinstance(model, Colorizer)
     return denormalize_ab(model.sample(photo, count, torch.Generator().manual_seed(seed)))

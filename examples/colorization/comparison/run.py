@@ -89,7 +89,8 @@ def run(settings: Settings, where: Where) -> int:
         elif "diverged" not in entry:
             read_weights(model, weights)
         if "diverged" not in entry:
-            shown[system.name] = drawn(model.eval(), having.crops["photo"][:SHOWN], SHOWN_SAMPLES, settings.seed)
+            photos = having.crops["photo"][:SHOWN]
+            shown[system.name] = drawn(model.eval(), photos, SHOWN_SAMPLES, settings.seed, settings.temperature)
     leave_results(settings, where.command, metrics, having, shown, folder, out)
     return 0
 
@@ -100,7 +101,7 @@ def judges_of(settings: Settings, source: Source, system: System) -> Judges:
     crops, names = held_out_batch(source.held_out, **sizes, count=COMPARED_IMAGES)
     reference, _ = held_out_batch(source.train, **sizes, count=len(names))
     extractor = inception_or_substitute()
-    return judges(crops, names, reference, source, extractor, noise=settings.noise, seed=settings.seed)
+    return judges(crops, names, reference, source, extractor, settings=settings)
 
 
 def described(settings: Settings, source: Source, having: Judges) -> dict[str, Any]:
@@ -111,6 +112,7 @@ def described(settings: Settings, source: Source, having: Judges) -> dict[str, A
         "batch_size": settings.batch_size,
         "preset": settings.preset,
         "seed": settings.seed,
+        "temperature": settings.temperature,
         "data": source.report.summary(),
         "fid_features": having.extractor.name,
         "fid_note": having.extractor.note,

@@ -59,6 +59,7 @@ def remarks(metrics: dict[str, Any]) -> list[str]:
     if metrics["top5_without"]:
         said.append(f"VGG top-5 accuracy is left out: {metrics['top5_without']}.")
     said += [f"{n} diverged: {f['diverged']}" for n, f in metrics["systems"].items() if "diverged" in f]
+    said.append(f"Samples of the flows are drawn at temperature {metrics['temperature']:g}, all others as trained.")
     said.append(f"Bits per dimension: {metrics['bits_per_dimension_of']}.")
     return said
 
