@@ -117,9 +117,11 @@ def test_exit_codes_pass_through():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_in_a_process_leaves_no_traceback():
+    # A shell that runs the tests in the background has told its children to ignore the signal.
     code = """
-import click, time
+import click, signal, time
 from flowkit.cli import app
+signal.signal(signal.SIGINT, signal.default_int_handler)
 @app.root.command("wait")
 def wait():
     print("ready", flush=True)
