@@ -87,7 +87,7 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
         made: `(M, D)`.
 
     Raises:
-        InputError: shapes that do not fit, or fewer than 2 rows.
+        InputError: shapes that do not fit, fewer than 2 rows, or features that are not finite.
         MissingDependencyError: torchmetrics is not installed.
 
     >>> round(frechet_distance(torch.randn(4000, 2).double(), torch.randn(4000, 2).double() + 3.0))
@@ -97,6 +97,9 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
         raise InputError(
             f"features (N, D) of one D, N at least 2, are needed, got {tuple(real.shape)} and {tuple(made.shape)}"
         )
+    for name, features in (("real", real), ("made", made)):
+        if not features.isfinite().all():  # LAPACK would end the process
+            raise InputError(f"the features must be finite, and of the {name} ones some are not")
     metric = _frechet()(feature=_AsTheyAre(real.shape[1]), normalize=True)
     metric.update(real, real=True)
     metric.update(made, real=False)

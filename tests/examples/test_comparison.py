@@ -12,6 +12,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("kornia")
 pytest.importorskip("torchmetrics")
 
+from flowkit.cli._examples.colorization.comparison import judging
 from flowkit.cli._examples.colorization.comparison import run as comparison
 from flowkit.cli._examples.colorization.comparison.systems import FIXED_NET, OURS, systems
 from flowkit.cli._examples.colorization.comparison.training import train_system
@@ -192,6 +193,21 @@ def test_options_that_do_not_go_together(photos, tmp_path, capsys):
     assert "has --steps 2, and cannot go on with 9" in capsys.readouterr().err
     assert colorization("--compare", "--resume", "--out", out, "--temperature", 0.5) == 2
     assert "has --temperature 1.0, and cannot go on with 0.5" in capsys.readouterr().err
+
+
+def test_a_sample_that_is_not_finite_is_a_row_of_the_table_too(photos, tmp_path, monkeypatch, capsys):
+    draw = judging.drawn
+
+    def exploding(model, *args):
+        samples = draw(model, *args)
+        return samples / 0 if isinstance(model, fk.Flow) else samples
+
+    monkeypatch.setattr(judging, "drawn", exploding)
+    assert compare(photos, tmp_path / "out", "--without-ablations") == 0
+    systems = read(tmp_path / "out")["systems"]
+    assert systems[OURS] == {"diverged": "of the photographs from number 0 on, a sample is not finite"}
+    assert all("fid" in figures for name, figures in systems.items() if name != OURS)
+    assert "cINN diverged: of the photographs" in capsys.readouterr().out
 
 
 def test_flows_are_judged_at_the_temperature_that_is_asked_for(photos, tmp_path, capsys):

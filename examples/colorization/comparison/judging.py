@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import flowkit as fk
+from flowkit.errors import NonFiniteError
 from flowkit_cinn.backbones import PretrainedWeightsError
 from flowkit_cinn.translation.baselines import Colorizer
 from flowkit_cinn.translation.color import denormalize_ab, denormalize_lightness, lab_to_rgb, stack_lab
@@ -97,11 +98,17 @@ def judges(
 
 @torch.no_grad()
 def judge(model: nn.Module, judges: Judges) -> dict[str, Any]:
-    """Best of 8 and variance in both units, Fréchet distance, top-5; bits per dimension of a flow."""
+    """Best of 8 and variance in both units, Fréchet distance, top-5; bits per dimension of a flow.
+
+    Raises:
+        NonFiniteError: a sample is not finite: the model has no figures.
+    """
     first: list[Tensor] = []
     per_image: dict[str, dict[str, list[Tensor]]] = {units: {"best_of_n_mse": [], "variance": []} for units in UNITS}
     for number, rows in enumerate(row_slices(len(judges.ab))):
         samples = drawn(model, judges.crops["photo"][rows], METRIC_SAMPLES, judges.seed + number, judges.temperature)
+        if not samples.isfinite().all():
+            raise NonFiniteError(f"of the photographs from number {rows.start} on, a sample is not finite")
         lightness, target = judges.lightness[rows], judges.ab[rows]
         first.append(samples[0])
         for units in UNITS:

@@ -144,7 +144,11 @@ def trained_and_judged(
         out.print(f"Stopped in {system.name} after step {result.steps:,} of {settings.steps:,}.", soft_wrap=True)
         return None
     started = time.monotonic()
-    figures = judge(model.eval(), having)
+    try:
+        figures = judge(model.eval(), having)
+    except NonFiniteError as error:
+        out.print(f"  {system.name} diverged: {error}", soft_wrap=True)
+        return {"diverged": str(error)}
     figures["training_seconds"], figures["judging_seconds"] = result.seconds, time.monotonic() - started
     figures["parameters"], figures["ablation"] = parameters_of(model), system.ablation
     best, variance = (figures["ab"][name]["mean"] for name in ("best_of_n_mse", "variance"))

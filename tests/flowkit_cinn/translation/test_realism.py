@@ -36,9 +36,11 @@ def test_the_distance_is_scipys():
     assert 0 < estimate.error < expected
 
 
-def test_shapes_that_do_not_fit():
+def test_features_that_do_not_fit():
     with pytest.raises(InputError, match=r"of one D.* got \(3, 2\) and \(3, 4\)"):
         frechet_distance(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(InputError, match="of the made ones some are not"):
+        frechet_distance(torch.zeros(3, 2), torch.full((3, 2), float("inf")))
 
 
 def test_random_features_are_the_same_everywhere_and_see_colours():
