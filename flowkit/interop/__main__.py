@@ -6,7 +6,7 @@ FRIENDS = (
     ("FrEIA", "from_freia(network), FreiaBijection(module), as_freia(bijection)"),
     ("scikit-learn", "FlowDensity(), a density estimator"),
     ("huggingface_hub", "flow.push_to_hub(name), fk.load('hf://owner/name/file'), hub.prepare_folder(flow, folder)"),
-    ("sbi", "NPE(prior, density_estimator=sbi_density_estimator())"),
+    ("sbi", "sbi_density_estimator(), the density_estimator of NPE"),
     ("nflows", "from_nflows(flow, condition=shape), NflowsTransform(transform, shape)"),
     ("zuko", "from_zuko(flow, condition=features), as_zuko(flow or bijection)"),
     ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
