@@ -137,14 +137,10 @@ def trained_and_judged(
     out, show = terminal(), terminal(error=True)
     try:
         result = train_system(model, system, source, settings, device=device, checkpoint=checkpoint, show=show)
-    except NonFiniteError as error:
-        out.print(f"  {system.name} diverged: {error}", soft_wrap=True)
-        return {"diverged": str(error)}
-    if result.interrupted:
-        out.print(f"Stopped in {system.name} after step {result.steps:,} of {settings.steps:,}.", soft_wrap=True)
-        return None
-    started = time.monotonic()
-    try:
+        if result.interrupted:
+            out.print(f"Stopped in {system.name} after step {result.steps:,} of {settings.steps:,}.", soft_wrap=True)
+            return None
+        started = time.monotonic()
         figures = judge(model.eval(), having)
     except NonFiniteError as error:
         out.print(f"  {system.name} diverged: {error}", soft_wrap=True)
