@@ -1,7 +1,10 @@
 import pytest
 import torch
+from normflows.flows import Planar as NormflowsPlanar
+from normflows.flows import Radial as NormflowsRadial
 
 import flowkit as fk
+from flowkit.bijections.planar import FLOOR, ONE
 from flowkit.bisection import solve_monotone
 
 both = pytest.mark.parametrize("cls", [fk.Planar, fk.Radial])
@@ -28,6 +31,41 @@ def test_radial_is_the_formula():
     x = torch.randn(5, 3)
     r = (x - center).norm(dim=1, keepdim=True)
     torch.testing.assert_close(b(x)[0], x + (total - alpha) / (alpha + r) * (x - center))
+
+
+def raw(positive):
+    """The number of which `positive` of flowkit.bijections.planar is this one."""
+    return ((positive - FLOOR) / (1 - FLOOR)).expm1().log() - ONE
+
+
+def equals(ours, theirs, dim):
+    x = 2 * torch.randn(20, dim)
+    y, log_det = theirs(x)
+    torch.testing.assert_close(ours(x), (y, log_det), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(y), (x, -log_det), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+def test_planar_is_normflows_with_the_same_vectors(dim):
+    """Theirs has 1 + w.u = softplus of the free w.u, where ours has a floor as well: matched by w, u and b."""
+    w, v, b = torch.randn(1, dim), torch.randn(1, dim), torch.randn(1)
+    theirs, ours = NormflowsPlanar((dim,), u=v, w=w, b=b), fk.Planar((dim,))
+    stretch = torch.nn.functional.softplus((w * v).sum())
+    u = v + (stretch - 1 - (w * v).sum()) * w / w.square().sum()
+    free = u + (raw(stretch) - (w * u).sum()) * w / w.square().sum()
+    with torch.no_grad():
+        ours.numbers.copy_(torch.cat((w[0], free[0], b)))
+    equals(ours, theirs, dim)
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+def test_radial_is_normflows_with_the_same_numbers(dim):
+    theirs, ours = NormflowsRadial((dim,)), fk.Radial((dim,))
+    alpha = theirs.alpha.detach().abs()
+    total = torch.nn.functional.softplus(theirs.beta.detach())  # alpha + beta
+    with torch.no_grad():
+        ours.numbers.copy_(torch.cat((theirs.z_0[0], raw(alpha), raw(total / alpha))))
+    equals(ours, theirs, dim)
 
 
 @both

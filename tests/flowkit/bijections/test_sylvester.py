@@ -1,5 +1,6 @@
 import pytest
 import torch
+from normflows.flows import Planar as NormflowsPlanar
 
 import flowkit as fk
 
@@ -13,6 +14,19 @@ def test_is_the_formula(redraw):
     torch.testing.assert_close(outer.diagonal() * inner.diagonal(), stretch - 1)
     x = torch.randn(5, 4)
     torch.testing.assert_close(b(x)[0], x + torch.tanh(x @ q @ inner.T + bias) @ outer.T @ q.T)
+
+
+def test_one_unit_is_normflows_planar_flow(redraw):
+    """Whose w is S q and whose u, as it comes out of its own constraint, is R q."""
+    b = redraw(fk.Sylvester((4,), units=1), 1)
+    q, outer, inner, bias, stretch = (each.detach() for each in b._matrices())
+    w, u = inner * q.T, outer * q.T
+    free = u + (stretch.expm1().log() - (w * u).sum()) * w / w.square().sum()
+    theirs = NormflowsPlanar((4,), u=free, w=w, b=bias)
+    x = 2 * torch.randn(20, 4)
+    y, log_det = theirs(x)
+    torch.testing.assert_close(b(x), (y, log_det), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(b.inverse(y), (x, -log_det), atol=1e-10, rtol=1e-10)
 
 
 def test_starts_as_the_identity():
