@@ -18,6 +18,7 @@ from flowkit.univariate import (
     Affine,
     BoundedRationalQuadraticSpline,
     CircularRationalQuadraticSpline,
+    LinearSpline,
     RationalQuadraticSpline,
     VolumePreservingAffine,
     build_univariate,
@@ -37,6 +38,7 @@ def _examples() -> list[Example]:
         Example((3,), univariate=spline, adjacency=chain, **small),
         Example((2,), univariate=CircularRationalQuadraticSpline.recipe(bins=2), **small),
         Example((3,), univariate=BoundedRationalQuadraticSpline.recipe(bins=2), passes=2, **small),
+        Example((2,), given=(1,), univariate=LinearSpline.recipe(bins=3), inverted=True, **small),
     ]
 
 

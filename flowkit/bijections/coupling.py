@@ -20,6 +20,7 @@ from flowkit.univariate import (
     Affine,
     BoundedRationalQuadraticSpline,
     CircularRationalQuadraticSpline,
+    LinearSpline,
     Univariate,
     build_univariate,
 )
@@ -30,13 +31,15 @@ NOTHING_PREPARED = (None, None)
 
 
 def _any_univariate() -> list[Example]:
-    mlp, circular = MLP(hidden=6, activation="silu"), CircularRationalQuadraticSpline.recipe(bins=2)
+    mlp, circular = MLP(hidden=6, activation="silu"), CircularRationalQuadraticSpline.recipe(bins=3)
     return [
         Example((3,), given=(2,), subnet=mlp, univariate=Affine.recipe(clamp="softsign"), split=(1,)),
         Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), two_sided=True, split="checkerboard"),
         Example((2, 2, 3), subnet=ConvNet(hidden=4, activation="silu"), active="first"),
         Example((3,), given=(2,), subnet=mlp, univariate=BoundedRationalQuadraticSpline.recipe(bins=3)),
         Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), univariate=circular),
+        Example((2, 3), subnet=ConvNet(hidden=4, activation="silu"), univariate=circular, two_sided=True),
+        Example((5,), given=(2,), subnet=mlp, univariate=LinearSpline.recipe(bins=3), two_sided=True),
     ]
 
 

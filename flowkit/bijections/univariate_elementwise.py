@@ -19,6 +19,7 @@ from flowkit.univariate import (
     Additive,
     Affine,
     CubicSpline,
+    LinearSpline,
     QuadraticSpline,
     RationalQuadraticSpline,
     VolumePreservingAffine,
@@ -39,6 +40,7 @@ def _examples() -> list[Example]:
         Example((3, 2), given=((2, 2),), subnet=conv, univariate=spline),
         Example((2,), given=(2,), subnet=mlp, univariate=QuadraticSpline.recipe(bins=3), spread=0.5),
         Example((2,), given=(2,), subnet=mlp, univariate=CubicSpline.recipe(bins=2)),
+        Example((1, 2, 3), univariate=LinearSpline.recipe(bins=4)),
     ]
 
 

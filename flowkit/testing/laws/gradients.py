@@ -2,9 +2,17 @@
 
 Each is compared with central differences along a random direction of each tensor: one direction finds any error in a
 gradient, except for an unlucky draw of probability zero, and costs two evaluations, where all elements cost thousands.
+
+Where the two differ, the difference may be the estimate's: third derivatives are large within compositions of inverses,
+and a spline's knot, where its slope or its density jumps, may lie within the step. So before a gradient is called
+wrong, the steps are made smaller and extrapolated, and the estimate that is nearest to its neighbours is the judge. It
+is chosen without a look at the gradient, so a wrong one is found as before.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +26,8 @@ DIRECTIONS = ("forward", "inverse")
 ROWS = 2
 STEP = 1e-5  # central differences: truncation ~1e-10, rounding ~1e-11 of the value
 TOLERANCE = 1e-6
+SHRINK = 4.0  # of the step, from one estimate to the next
+LEVELS = 7  # down to a step of 2e-9; where that is too small, rounding makes neighbours differ, and it is not chosen
 
 
 def _differentiable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,6 +81,40 @@ def _gradients(function: _Function, which: int) -> dict[str, Tensor]:
     return dict(zip(variables, grads, strict=True))
 
 
+def central_difference(along: Callable[[float], float], step: float) -> float:
+    """The derivative at 0 of a function of one number, right to the square of the step.
+
+    >>> round(central_difference(math.exp, 1e-3), 4)
+    1.0
+    """
+    return (along(step) - along(-step)) / (2 * step)
+
+
+def extrapolated_difference(along: Callable[[float], float], step: float) -> float:
+    """The same by Ridders' method: central differences of shrinking steps, extrapolated to a step of 0.
+
+    Of all extrapolations it is the one that differs least from those it is made of. Steps that reach over a kink spoil
+    those made of them, not the ones of smaller steps.
+
+    Source: Ridders, Accurate computation of F'(x) and F'(x) F''(x), 1982.
+
+    >>> abs(extrapolated_difference(lambda h: math.exp(100 * h), 1e-2) - 100) < 1e-8
+    True
+    """
+    best, smallest = math.nan, math.inf
+    before: list[float] = []
+    for level in range(LEVELS):
+        row = [central_difference(along, step / SHRINK**level)]
+        for order, coarse in enumerate(before, start=1):
+            factor = SHRINK ** (2 * order)
+            row.append((factor * row[-1] - coarse) / (factor - 1))
+            error = max(abs(row[-1] - row[-2]), abs(row[-1] - coarse))
+            if error < smallest:
+                best, smallest = row[-1], error
+        before = row
+    return best
+
+
 def _compare(subject: Subject, expect: Findings, which: int, what: str) -> None:
     declared = subject.original.tolerance if subject.original.iterative else 0.0
     step = max(STEP, declared ** (1 / 3))
@@ -82,12 +126,27 @@ def _compare(subject: Subject, expect: Findings, which: int, what: str) -> None:
         for name, value in function.variables().items():
             direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             direction /= direction.norm()
-            with torch.no_grad():
-                above = function.values({name: value + step * direction})[which]
-                below = function.values({name: value - step * direction})[which]
-            want = (above - below) / (2 * step)
+            along = _Line(function, which, name, value, direction)
+            got, want = (exact[name] * direction).sum().item(), central_difference(along, step)
+            if not abs(got - want) <= tolerance * (1 + abs(want)):
+                want = extrapolated_difference(along, step)
             text = f"the gradient of {method}'s {what} with respect to {name} differs from finite differences"
-            expect.close((exact[name] * direction).sum(), want, text, tolerance)
+            expect.close(_scalar(got), _scalar(want), text, tolerance)
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+class _Line:
+    """A scalar of a direction as a function of how far one of its tensors is moved."""
+
+    def __init__(self, function: _Function, which: int, name: str, value: Tensor, direction: Tensor) -> None:
+        self.function, self.which, self.name, self.value, self.direction = function, which, name, value, direction
+
+    def __call__(self, step: float) -> float:
+        with torch.no_grad():
+            return self.function.values({self.name: self.value + step * self.direction})[self.which].item()
 
 
 @law(number=4)

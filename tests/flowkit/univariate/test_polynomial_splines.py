@@ -9,6 +9,7 @@ from nflows.transforms.splines.linear import unconstrained_linear_spline
 from nflows.transforms.splines.quadratic import quadratic_spline
 
 import flowkit as fk
+from flowkit.testing import check_bijection
 
 KINDS = [fk.LinearSpline, fk.QuadraticSpline, fk.CubicSpline]
 
@@ -124,3 +125,37 @@ def test_gradients_on_the_knots_and_at_the_bounds(kind, direction):
     image, log_derivative = getattr(spline, direction)(x, *spline.split(torch.zeros(17, spline.numbers_per_element)))
     (slope,) = torch.autograd.grad(image.sum(), x)
     torch.testing.assert_close(slope, log_derivative.exp())
+
+
+SLOW = "processes", "compile_forward", "compile_inverse", "export_forward", "export_inverse"
+MLP = fk.MLP(hidden=4, activation="silu")
+MASKED = {"hidden": (4,), "activation": "silu"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("cls", "shape", "config"),
+    [
+        (fk.Elementwise, (), {"given": ((2,),), "subnet": MLP}),
+        (fk.Coupling, (3,), {"given": (2,), "subnet": MLP, "two_sided": True}),
+        (fk.Coupling, (1, 2, 2), {"subnet": fk.ConvNet(hidden=3, activation="silu"), "split": "checkerboard"}),
+        (fk.MaskedAutoregressive, (3,), {"given": (1,), **MASKED}),
+        (fk.MaskedAutoregressive, (1,), {"inverted": True, **MASKED}),
+    ],
+)
+def test_the_kit_within_every_kind_of_map(kind, cls, shape, config):
+    check_bijection(cls, example=fk.Example(shape, univariate=kind.recipe(bins=3), **config), skip=SLOW)
+
+
+class Detached(fk.LinearSpline):
+    """Its log-derivative has a part of its gradient only."""
+
+    def _inner(self, u, *values):
+        image, log_derivative = super()._inner(u, *values)
+        return image, 0.999 * log_derivative + 0.001 * log_derivative.detach()
+
+
+def test_the_kit_finds_a_wrong_gradient_of_a_linear_spline():
+    bijection = fk.Elementwise((3,), univariate=Detached.recipe(bins=3))
+    report = check_bijection(bijection, laws=("exactness", "gradients"), raises=False)
+    assert report.failed == ["log_det_gradients"]
