@@ -65,7 +65,8 @@ class LinearSpline(TailedSpline):
     inverse: x = (k + (y - c_k) / p_k) / K. its log-derivative: -log(K p_k).
 
     Its density jumps at the knots and at the bounds, and its log-derivative has no gradient in x: the smoother splines
-    fit better. At a knot its derivative is the one to the right, at a bound the one within. Zero parameters are the identity.
+    fit better. At a knot its derivative is the one to the right, at a bound the one within. Zero parameters are the
+    identity.
 
     Parameters: heights `(B, K, C, ...)`, whose softmax no bin has below `min_bin`; computed in float32 or wider.
 
