@@ -2,7 +2,10 @@ import math
 
 import pytest
 import torch
+from FrEIA.modules import InvertibleSigmoid
+from nflows.transforms import LeakyReLU as NflowsLeakyReLU
 from torch.distributions import ExpTransform, SigmoidTransform, SoftplusTransform, TanhTransform
+from zuko.transforms import SignedPowerTransform
 
 import flowkit as fk
 
@@ -24,6 +27,32 @@ def test_is_the_transform_of_torch(ours, theirs):
     y, log_det = b(x)
     torch.testing.assert_close(y, theirs(x))
     torch.testing.assert_close(log_det, theirs.log_abs_det_jacobian(x, y).sum(1))
+
+
+def test_the_sigmoid_of_freia_sums_its_log_det_over_channels_alone():
+    x = torch.randn(4, 2, 3)
+    y, log_det = fk.Sigmoid((2, 3))(x)
+    (theirs,), partial = InvertibleSigmoid([(2, 3)])([x])
+    torch.testing.assert_close(theirs, y)
+    assert partial.shape == (4, 3)  # of a vector it is right
+    torch.testing.assert_close(partial.sum(1), log_det)
+    (back,), partial = InvertibleSigmoid([(2, 3)])([y], rev=True)
+    torch.testing.assert_close((back, partial.sum(1)), fk.Sigmoid((2, 3)).inverse(y))
+
+
+def test_the_leaky_relu_is_nflows():
+    theirs, ours = NflowsLeakyReLU(negative_slope=0.3), fk.LeakyReLU((2, 3), 0.3)
+    x = torch.randn(4, 2, 3)
+    for mine, run in ((ours, theirs), (ours.inverse, theirs.inverse)):
+        torch.testing.assert_close(mine(x), run(x))
+
+
+def test_the_power_is_zukos_whose_number_is_the_logarithm_of_the_exponent():
+    theirs, ours = SignedPowerTransform(torch.tensor(0.4)), fk.Power((5,), exponent=math.exp(0.4))
+    x = torch.randn(4, 5)
+    for mine, run in ((ours, theirs), (ours.inverse, theirs.inv)):
+        y, log_derivative = run.call_and_ladj(x)
+        torch.testing.assert_close(mine(x), (y, log_derivative.sum(1)))
 
 
 @pytest.mark.parametrize("cls", [fk.Softplus, fk.Sigmoid, fk.Tanh, fk.LeakyReLU, fk.Power])

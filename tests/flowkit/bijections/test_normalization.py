@@ -223,3 +223,53 @@ def test_learned_scale_is_freias_forward():
     (back,), wrong = theirs([y], rev=True)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(wrong, log_det)  # should be minus that
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 4)])
+@pytest.mark.parametrize("peer", ["nflows", "normflows", "FrEIA"])
+def test_act_norm_is_that_of_the_peers_once_initialized(peer, shape):
+    """Their first standard deviation is the unbiased one, by which their output has a little less than 1."""
+    from FrEIA.modules import ActNorm as FreiaNorm
+    from nflows.transforms import ActNorm as NflowsNorm
+    from normflows.flows import ActNorm as NormflowsNorm
+
+    first, x = 2 * torch.randn(7, *shape) + 1, torch.randn(5, *shape)
+    count = first.numel() // 3
+    ours = norm_of(first)
+    with torch.no_grad():
+        if peer == "nflows":
+            theirs = NflowsNorm(3)
+            forward, inverse = theirs, theirs.inverse
+        elif peer == "normflows":
+            theirs = NormflowsNorm((3,) + (1,) * len(shape[1:]))
+            forward, inverse = theirs, theirs.inverse
+        else:
+            theirs = FreiaNorm([shape])
+            forward, inverse = ((lambda x, rev=rev: ((y := theirs([x], rev=rev))[0][0], y[1])) for rev in (False, True))
+        y, _ = forward(first)
+        by = ((count - 1) / count) ** 0.5
+        torch.testing.assert_close(y, by * ours(first)[0], atol=1e-5, rtol=1e-5)  # normflows adds 1e-6
+        scale = {"nflows": "log_scale", "normflows": "s", "FrEIA": "scale"}[peer]
+        shift = {"nflows": "shift", "normflows": "t", "FrEIA": "bias"}[peer]
+        log_scale = getattr(theirs, scale).normal_().reshape(ours.log_scale.shape)
+        ours.log_scale.copy_(log_scale)
+        ours.location.copy_(-getattr(theirs, shift).normal_().reshape(log_scale.shape) * (-log_scale).exp())
+        for mine, run in ((ours, forward), (ours.inverse, inverse)):
+            y, log_det = run(x)
+            torch.testing.assert_close(mine(x), (y, log_det.expand(5)), atol=1e-10, rtol=1e-10)
+
+
+def test_batch_norm_of_a_batch_is_normflows_but_for_the_unbiased_variance():
+    """And but for its log-det, the logarithm of a product, which underflows."""
+    from normflows.flows import BatchNorm
+
+    x = torch.randn(6, 4)
+    y, log_det = BatchNorm(eps=1e-5)(x)
+    ours = fk.BatchNorm((4,), eps=1e-5 * 5 / 6, affine=False)
+    by = (6 / 5) ** 0.5
+    found, found_log_det = ours(x)
+    torch.testing.assert_close(found, by * y, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(found_log_det, log_det + 4 * torch.tensor(by).log(), atol=1e-7, rtol=1e-7)
+    wide = 0.1 * torch.randn(6, 400)
+    assert BatchNorm(eps=1e-5)(wide)[1].isinf().all()
+    assert fk.BatchNorm((400,))(wide)[1].isfinite().all()
