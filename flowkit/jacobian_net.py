@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.bijection import HALF, Prepared, add_rows, join
+from flowkit.constants import WithConstants
 from flowkit.errors import ConfigError
 from flowkit.shapes import Shape, numel
 from flowkit.spectral import convolution_bound, matrix_bound, waves
@@ -84,7 +85,7 @@ CONTRACTIONS: dict[str, Callable[[], nn.Module]] = {
 ACTIVATIONS = {**CONTRACTIONS, "silu": SiLU}
 
 
-class Layer(nn.Module):
+class Layer(WithConstants):
     """A linear map, or a convolution that keeps the size, and its transpose; of the conditions and the time, too."""
 
     weight: Tensor
@@ -115,11 +116,14 @@ class Layer(nn.Module):
         # A weight of its own, not a slice of one: only that of the data is bounded.
         self.condition = new(c_condition).weight if c_condition else None
         self.time = nn.Parameter(torch.empty(c_out).uniform_(-1, 1) / math.sqrt(c_in)) if timed else None
-        self.factor = 1.0
-        if bounded and size:
-            cosines, sines, self.factor = waves((kernel,) * len(size), size)
-            self.register_buffer("cosines", cosines, persistent=False)
-            self.register_buffer("sines", sines, persistent=False)
+        # What the bound of a convolution is computed of; without a bound nothing is held.
+        self.waves: tuple = ((kernel,) * len(size), tuple(size)) if bounded and size else ()
+        self.factor = waves(*self.waves)[2] if self.waves else 1.0
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The cosines and sines of `flowkit.spectral.waves`."""
+        return dict(zip(("cosines", "sines"), waves(*self.waves, torch.float64), strict=False)) if self.waves else {}
 
     def start_at_zero(self) -> None:
         """So that the net gives zeros."""

@@ -38,7 +38,7 @@ def matrix_bound(matrix: Tensor) -> Tensor:
     return (largest * torch.as_tensor(log_square / 2).exp())[..., 0, 0]
 
 
-def waves(kernel: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor, float]:
+def waves(kernel: Sequence[int], size: Sequence[int], dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, float]:
     """What `convolution_bound` needs for odd kernel sizes on maps of a size: cosines and sines `(F, taps)`, a factor.
 
     A convolution that pads its map of size n by r = k // 2 zeros on each side is a part of the matrix of the circular
@@ -59,7 +59,7 @@ def waves(kernel: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor, f
     taps = [torch.arange(k, dtype=torch.float64) - k // 2 for k in kernel]
     turns = torch.cartesian_prod(*grids).reshape(-1, len(size)) @ torch.cartesian_prod(*taps).reshape(-1, len(size)).T
     angles = 2 * math.pi * turns
-    dtype = torch.get_default_dtype()
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     return angles.cos().to(dtype), angles.sin().to(dtype), factor
 
 

@@ -37,11 +37,17 @@ def _laplace_quantile(p: Tensor) -> Tensor:
 
 
 def _cauchy(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.atan2(torch.ones_like(x), -x) / math.pi, -math.log(math.pi) - torch.log1p(x * x)
+    one = torch.ones_like(x)
+    return torch.atan2(one, -x) / math.pi, -math.log(math.pi) - 2 * torch.hypot(one, x).log()  # x * x would overflow
 
 
 def _cauchy_quantile(p: Tensor) -> Tensor:
-    return -1 / torch.tan(math.pi * p)
+    # In float32 pi p is off by 1e-7, which is much beside what p lacks to 1/2 or to 1: these are exact.
+    tail = torch.where(p < 0.5, p, 1 - p)
+    central = tail > 0.25
+    centre = torch.tan(math.pi * torch.where(central, p - 0.5, 0.0))
+    size = 1 / torch.tan(math.pi * torch.where(central, 0.25, tail))
+    return torch.where(central, centre, torch.where(p < 0.5, -size, size))
 
 
 # By name: x to (cdf, log-density), and p to the quantile, of location 0 and scale 1.

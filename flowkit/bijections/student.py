@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowkit.constants import WithConstants
 from flowkit.errors import ConfigError
 
 LOWEST, HIGHEST = 0.1, 100.0  # degrees of freedom that so many nodes serve to float64's precision
@@ -18,7 +17,7 @@ NEWTON = 8  # steps that are not recorded: the function is concave or convex, an
 POLISH = 2  # recorded ones, which make the gradients exact, and those of the gradients
 
 
-class StudentT(nn.Module):
+class StudentT(WithConstants):
     """The tail of Student's t with nu degrees of freedom, by quadrature.
 
     With phi = atan2(sqrt(nu), t) the upper tail at t >= 0 is c times the integral of sin(u)^(nu - 1) from 0 to phi, and
@@ -45,15 +44,11 @@ class StudentT(nn.Module):
             )
         self.degrees = nu = float(degrees)
         self.log_constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(math.pi)
-        for name, values in zip(("nodes", "weights"), _gauss_jacobi(nu), strict=True):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.hold_constants()
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        for buffer, values in zip((self.nodes, self.weights), _gauss_jacobi(self.degrees), strict=True):
-            if not buffer.is_meta:  # widened, they are as exact as if they had been made so
-                buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        """The rule of quadrature."""
+        return dict(zip(("nodes", "weights"), _gauss_jacobi(self.degrees), strict=True))
 
     def _log_integral(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """The log of the integral over v, and of its integrand at 1 without weight."""
@@ -65,7 +60,8 @@ class StudentT(nn.Module):
         nu, below = self.degrees, x < 0
         phi = torch.atan2(torch.full_like(x, math.sqrt(nu)), torch.where(below, -x, x))
         tail = (self.log_constant + nu * phi.log() + self._log_integral(phi)[0]).exp()
-        log_density = self.log_constant - 0.5 * math.log(nu) - 0.5 * (nu + 1) * torch.log1p(x * x / nu)
+        half_log = torch.hypot(torch.ones_like(x), x / math.sqrt(nu)).log()  # a square would overflow in the tails
+        log_density = self.log_constant - 0.5 * math.log(nu) - (nu + 1) * half_log
         return torch.where(below, tail, 1 - tail), log_density
 
     def quantile(self, p: Tensor) -> Tensor:
@@ -79,7 +75,8 @@ class StudentT(nn.Module):
         for _ in range(POLISH):
             log_phi = self._step(log_phi, target)
         phi = log_phi.exp()
-        x = math.sqrt(nu) * phi.cos() / phi.sin()
+        # The cotangent of phi, whose derivative by the logarithm does not overflow in the tails.
+        x = math.sqrt(nu) * (-log_phi).exp() * phi.cos() / torch.sinc(phi / math.pi)
         return torch.where(below, -x, x)
 
     def _step(self, log_phi: Tensor, target: Tensor) -> Tensor:
@@ -87,7 +84,7 @@ class StudentT(nn.Module):
         return log_phi - (self.degrees * log_phi + log_integral - target) * (log_integral - at_one).exp()
 
 
-def _gauss_jacobi(nu: float) -> tuple[list[float], list[float]]:
+def _gauss_jacobi(nu: float) -> tuple[Tensor, Tensor]:
     """Nodes and weights on (0, 1) for the weight v^(nu - 1), from the recurrence of its polynomials (Golub, Welsch)."""
     b, k = nu - 1, np.arange(NODES, dtype=np.float64)
     two = 2 * k[1:] + b
@@ -96,4 +93,4 @@ def _gauss_jacobi(nu: float) -> tuple[list[float], list[float]]:
     beside[0] = 4 * (1 + b) / ((b + 2) ** 2 * (b + 3))  # the same, without 0 / 0
     matrix = np.diag(diagonal) + np.diag(np.sqrt(beside), 1) + np.diag(np.sqrt(beside), -1)
     roots, vectors = np.linalg.eigh(matrix)
-    return ((roots + 1) / 2).tolist(), (vectors[0] ** 2 / nu).tolist()
+    return torch.from_numpy((roots + 1) / 2), torch.from_numpy(vectors[0] ** 2 / nu)

@@ -107,7 +107,9 @@ class StudentT(LocationScale):
 
     def standard_log_density(self, u: Tensor) -> Tensor:
         """log of the density of Student's t."""
-        return self.log_normalizer - 0.5 * (self.df + 1) * (u.square() / self.df).log1p()
+        # log(1 + u^2 / df) / 2, whose square would overflow float32 beyond 1e19.
+        half_log = torch.hypot(torch.ones_like(u), u / math.sqrt(self.df)).log()
+        return self.log_normalizer - (self.df + 1) * half_log
 
     def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A normal draw over the root of a chi-square draw by its degrees."""

@@ -88,20 +88,26 @@ class Resampled(Base):
         logit = self.net(joined.reshape(-1, joined.shape[-1])).reshape(lead)
         return logsigmoid(logit.to(torch.float64 if logit.dtype == torch.float64 else torch.float32))
 
+    def _log_normalizer(self, conditions: Sequence[Tensor]) -> Tensor:
+        log_accept = self._log_accept(self.points, [c.unsqueeze(-2) for c in conditions])
+        return log_accept.logsumexp(-1) - math.log(len(self.points))
+
     def normalizer(self, *conditions: Tensor) -> Tensor:
         """Z, `()`, or one for each row of the conditions."""
-        log_accept = self._log_accept(self.points, [c.unsqueeze(-2) for c in conditions])
-        return log_accept.exp().mean(-1)
+        return self._log_normalizer(conditions).exp()
 
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
         """See the class."""
-        z_normalizer = self.normalizer(*conditions)
-        # (1 - Z)^(T-1), whose logarithm is finite: Z is below 1 but for rounding.
-        left = (self.truncation - 1) * torch.log1p(-z_normalizer.clamp(max=1 - torch.finfo(z.dtype).eps))
-        taken = left.exp()
-        accepted = self._log_accept(z, conditions).exp() / z_normalizer
-        ratio = (1 - taken) * accepted + taken
-        return (-0.5 * z.square()).sum(-1) - self.dim * LOG_SQRT_2PI + ratio.log()
+        log_normal = (-0.5 * z.square()).sum(-1) - self.dim * LOG_SQRT_2PI
+        if self.truncation == 1:
+            return log_normal + 0 * self._log_accept(z, conditions)  # of the net's batch, with a gradient of 0
+        log_z = self._log_normalizer(conditions)
+        info = torch.finfo(log_z.dtype)
+        # Of r = (1 - Z)^(T-1), whose logarithm is finite: Z is below 1 but for rounding. Everything stays a logarithm,
+        # for in float32 a hole of the base is soon below what a number can hold, and r with it.
+        log_taken = (self.truncation - 1) * torch.log1p(-log_z.exp().clamp(max=1 - info.eps))
+        log_rest = (-torch.expm1(log_taken)).clamp_min(info.tiny).log()
+        return log_normal + torch.logaddexp(log_rest + self._log_accept(z, conditions) - log_z, log_taken)
 
     @torch.no_grad()
     def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkit.constants import WithConstants
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.monotone import LinearTails, along, check_count, check_part
+from flowkit.univariate.monotone import LinearTails, along, check_count, check_part, powers_of
 
 
 @register("flowkit.bernstein")
-class BernsteinPolynomial(LinearTails):
+class BernsteinPolynomial(WithConstants, LinearTails):
     """A Bernstein polynomial with increasing coefficients on [-bound, bound], continued linearly beyond.
 
     With u = (x + bound) / (2 bound), b_{k,M}(u) = binomial(M, k) u^k (1 - u)^(M - k), and increments d_k > 0:
@@ -50,9 +51,7 @@ class BernsteinPolynomial(LinearTails):
     (True, torch.Size([1, 3]))
     """
 
-    value_powers: Tensor
     value_factors: Tensor
-    derivative_powers: Tensor
     derivative_factors: Tensor
 
     def __init__(self, shape: Shape, degree: int = 8, bound: float = 5.0, min_derivative: float = 1e-3):
@@ -62,11 +61,15 @@ class BernsteinPolynomial(LinearTails):
         super().__init__(shape, bound)
         self.degree, self.min_derivative = degree, float(min_derivative)
         self.offset = math.log(math.expm1(1 - min_derivative))  # softplus of it is 1 - min_derivative
-        for name, order in (("value", degree), ("derivative", degree - 1)):
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The binomials of the value and of the derivative."""
+        found = {}
+        for name, order in (("value", self.degree), ("derivative", self.degree - 1)):
             factors = torch.tensor([math.comb(order, k) for k in range(order + 1)], dtype=torch.float64)
-            powers = torch.arange(order + 1, dtype=torch.float64)
-            self.register_buffer(f"{name}_powers", along(powers, shape), persistent=False)
-            self.register_buffer(f"{name}_factors", along(factors, shape), persistent=False)
+            found[f"{name}_factors"] = along(factors, self.shape)
+        return found
 
     def constrain(self, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """The coefficients c `(B, M + 1, C, ...)`, and M / (2 bound) times their increments."""
@@ -78,13 +81,8 @@ class BernsteinPolynomial(LinearTails):
     def inner(self, z: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See the class."""
         coefficients, derivatives = parameters
-        u = ((z + self.bound) / (2 * self.bound)).clamp(0, 1).unsqueeze(1)  # rounding can take it outside
-        rest = 1 - u
-        value = _basis(u, rest, self.value_powers, self.value_factors)
-        slope = _basis(u, rest, self.derivative_powers, self.derivative_factors)
+        u = ((z + self.bound) / (2 * self.bound)).clamp(0, 1)  # rounding can take it outside
+        powers, rest = powers_of(u, self.degree), powers_of(1 - u, self.degree).flip(1)  # of (1 - u)^(M - k)
+        value = self.value_factors * powers * rest
+        slope = self.derivative_factors * powers[:, :-1] * rest[:, 1:]
         return (coefficients * value).sum(1), (derivatives * slope).sum(1)
-
-
-def _basis(u: Tensor, rest: Tensor, powers: Tensor, factors: Tensor) -> Tensor:
-    """b_{k,M}(u) for all k, `(B, M + 1, C, ...)`."""
-    return factors * u**powers * rest ** powers.flip(0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkit.bisection import TOLERANCE, solve_monotone
+from flowkit.constants import WithConstants
 from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.monotone import (
@@ -55,7 +56,7 @@ def invert_logit_of_mixture(y: Tensor, log_weights: Tensor, slopes: Tensor, offs
 
 
 @register("flowkit.sigmoidal")
-class Sigmoidal(Univariate):
+class Sigmoidal(WithConstants, Univariate):
     """The deep sigmoidal map of neural autoregressive flows: y = logit(sum_k w_k sigmoid(a_k x + b_k)).
 
     forward: as above; its log-derivative log(F'(x) / (F(x) (1 - F(x)))) with F the sum, computed from logarithms alone.
@@ -97,7 +98,11 @@ class Sigmoidal(Univariate):
         super().__init__(shape)
         self.components, self.min_slope = components, float(min_slope)
         self.offset = math.log(math.expm1(1 - min_slope))  # softplus of it is 1 - min_slope
-        self.register_buffer("rates", rates(components, shape), persistent=False)
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The components' rates."""
+        return {"rates": rates(self.components, self.shape)}
 
     def _mixture(self, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         slopes = F.softplus(self.rates * parameters[0] + self.offset) + self.min_slope
@@ -119,7 +124,7 @@ class Sigmoidal(Univariate):
 
 
 @register("flowkit.logistic_mixture")
-class LogisticMixture(Univariate):
+class LogisticMixture(WithConstants, Univariate):
     """Flow++'s map: the CDF of a mixture of logistics, a logit, then an affine map.
 
     forward: y = exp(s) logit(sum_k w_k sigmoid((x - m_k) exp(-s_k))) + t; its log-derivative s + log(F'(x) / (F(x) (1 -
@@ -162,7 +167,11 @@ class LogisticMixture(Univariate):
         self.parameter_shapes = ((components,), (components,), (components,), (), ())
         super().__init__(shape)
         self.components, self.limit = components, float(limit)
-        self.register_buffer("rates", rates(components, shape), persistent=False)
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The components' rates."""
+        return {"rates": rates(self.components, self.shape)}
 
     def _mixture(self, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         slopes = (-soft_clamp(self.rates * parameters[2], self.limit)).exp()

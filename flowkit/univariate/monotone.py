@@ -83,18 +83,29 @@ def wide(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tenso
 
 
 def rates(count: int, shape: Shape) -> Tensor:
-    """A factor for each of K components' numbers, `(K, 1, ...)`, from 1/2 to 3/2.
+    """A factor for each of K components' numbers, `(K, 1, ...)`, from 1/2 to 3/2, in float64.
 
     Components that start equal get equal gradients, and would stay equal for ever; with rates they part at the first
     step, while zero parameters can still be the identity.
     """
-    between = torch.linspace(*RATES, count) if count > 1 else torch.ones(1)
+    between = torch.linspace(*RATES, count, dtype=torch.float64) if count > 1 else torch.ones(1, dtype=torch.float64)
     return along(between, shape)
 
 
 def along(values: Tensor, shape: Shape) -> Tensor:
     """A vector `(K,)` as `(K, 1, ...)`, which broadcasts against parameters `(B, K, C, ...)` of that event shape."""
-    return values.to(torch.get_default_dtype()).reshape(-1, *[1] * len(shape))
+    return values.reshape(-1, *[1] * len(shape))
+
+
+def powers_of(u: Tensor, most: int) -> Tensor:
+    """The powers 0 to `most` of u `(B, ...)`, `(B, most + 1, ...)`.
+
+    By multiplications: the second derivative of torch's power of 0 is not a number, and 0 is every end of an interval.
+    """
+    found = [torch.ones_like(u)]
+    for _ in range(most):
+        found.append(found[-1] * u)
+    return torch.stack(found, 1)
 
 
 def soft_clamp(raw: Tensor, limit: float) -> Tensor:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.constants import WithConstants
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.monotone import LinearTails, along, check_count, check_part, rates
+from flowkit.univariate.monotone import LinearTails, along, check_count, check_part, powers_of, rates
 
 
 @register("flowkit.sum_of_squares")
-class SumOfSquaresPolynomial(LinearTails):
+class SumOfSquaresPolynomial(WithConstants, LinearTails):
     """The integral of a sum of squared polynomials on [-bound, bound], continued linearly beyond.
 
     With u = x / bound, K polynomials p_k(u) = 1 + sum_l a_kl u^l of degree L, and e = `min_derivative`:
@@ -51,7 +52,6 @@ class SumOfSquaresPolynomial(LinearTails):
     """
 
     rates: Tensor
-    powers: Tensor
     node_powers: Tensor
     node_weights: Tensor
 
@@ -64,15 +64,17 @@ class SumOfSquaresPolynomial(LinearTails):
         self.parameter_shapes = ((polynomials * (degree + 1),), ())
         super().__init__(shape, bound)
         self.polynomials, self.degree, self.min_derivative = polynomials, degree, float(min_derivative)
-        nodes, weights = np.polynomial.legendre.leggauss(degree + 1)
-        on_unit = torch.tensor(((nodes + 1) / 2).tolist(), dtype=torch.float64)  # on whatever device is the default
-        halves = torch.tensor((weights / 2).tolist(), dtype=torch.float64)
-        powers = torch.arange(degree + 1, dtype=torch.float64)
-        dtype = torch.get_default_dtype()
-        self.register_buffer("rates", rates(polynomials, shape).unsqueeze(1), persistent=False)
-        self.register_buffer("powers", along(powers, shape), persistent=False)
-        self.register_buffer("node_powers", (on_unit.unsqueeze(1) ** powers).to(dtype), persistent=False)
-        self.register_buffer("node_weights", along(halves, shape), persistent=False)
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The polynomials' rates, and the rule of quadrature."""
+        nodes, weights = np.polynomial.legendre.leggauss(self.degree + 1)
+        on_unit, halves = torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+        return {
+            "rates": rates(self.polynomials, self.shape).unsqueeze(1),
+            "node_powers": on_unit.unsqueeze(1) ** torch.arange(self.degree + 1),
+            "node_weights": along(halves, self.shape),
+        }
 
     def constrain(self, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """The coefficients `(B, K, L + 1, C, ...)` and the shift."""
@@ -82,7 +84,7 @@ class SumOfSquaresPolynomial(LinearTails):
     def inner(self, z: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See the class."""
         coefficients, shift = parameters
-        powers = (z / self.bound).unsqueeze(1) ** self.powers  # (B, L + 1, C, ...)
+        powers = powers_of(z / self.bound, self.degree)  # (B, L + 1, C, ...)
         terms = coefficients * powers.unsqueeze(1)
         at_nodes = 1 + (terms.movedim(2, -1) @ self.node_powers.T).movedim(-1, 2)  # p_k at each node between 0 and z
         mean = (at_nodes.square().mean(1) * self.node_weights).sum(1)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowkit.constants import WithConstants
 from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.monotone import LinearTails, along, check_count, soft_clamp
@@ -19,7 +20,7 @@ NODES_PER_UNIT = 8
 
 
 @register("flowkit.unconstrained_monotonic")
-class UnconstrainedMonotonic(LinearTails):
+class UnconstrainedMonotonic(WithConstants, LinearTails):
     """UMNN's map: the integral of a positive network on [-bound, bound], continued linearly beyond.
 
     With a network of one hidden layer, n(t) = c + sum_k v_k tanh(a_k (H + 1) t / (2 bound) + b_k), and g = exp(3 tanh(n
@@ -67,11 +68,14 @@ class UnconstrainedMonotonic(LinearTails):
         self.parameter_shapes = ((hidden,), (hidden,), (hidden,), (), ())
         super().__init__(shape, bound)
         self.hidden = hidden
-        nodes, weights = clenshaw_curtis(NODES_PER_UNIT * (hidden + 1))
-        centres = torch.arange(hidden, dtype=torch.float64) - (hidden - 1) / 2  # a distance of 1 apart
-        self.register_buffer("centres", along(centres, shape), persistent=False)
-        self.register_buffer("nodes", along(nodes, shape), persistent=False)
-        self.register_buffer("node_weights", along(weights, shape), persistent=False)
+        self.hold_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """The units' centres, and the rule of quadrature."""
+        nodes, weights = clenshaw_curtis(NODES_PER_UNIT * (self.hidden + 1))
+        centres = torch.arange(self.hidden, dtype=torch.float64) - (self.hidden - 1) / 2  # a distance of 1 apart
+        found = {"centres": centres, "nodes": nodes, "node_weights": weights}
+        return {name: along(values, self.shape) for name, values in found.items()}
 
     def constrain(self, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """Values, slopes in x's units and biases `(B, H, 1, C, ...)`, and the two constants."""

@@ -1,5 +1,6 @@
 """Resampled, joint and wrapped bases, and labels: what the one test over every base cannot know of them."""
 
+import copy
 import math
 
 import pytest
@@ -33,6 +34,33 @@ def test_resampled_against_its_formula_and_its_fixed_points():
         base.redraw()
         assert not torch.equal(before, base.points)
         torch.testing.assert_close(base.normalizer(), z_true, atol=1e-3, rtol=0)
+
+
+def test_a_hole_of_a_resampled_base_is_deep_not_infinitely_so_in_float32():
+    """An acceptance below 1e-38 is 0 in float32: its logarithm is not, nor are its gradients."""
+    torch.manual_seed(0)
+    wide = fk.Resampled(2, truncation=100, points=256, subnet=MLP)
+    with torch.no_grad():
+        wide.net.rest[-1].weight.mul_(1000)
+    narrow = copy.deepcopy(wide).float()
+    z = (2 * torch.randn(500, 2)).float().requires_grad_()
+    log_prob = narrow.log_prob(z)
+    assert narrow._log_accept(z, []).min() < -110
+    torch.testing.assert_close(log_prob, wide.log_prob(z.double()).float(), rtol=1e-3, atol=1e-3)
+    grads = torch.autograd.grad(log_prob.sum(), [z, *narrow.parameters()])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_labels_under_vmap():
+    base = fk.ClassConditional(2, given=((),), classes=3)
+    z, labels = torch.randn(4, 2), torch.tensor([0, 2, 1, 1])
+    torch.testing.assert_close(torch.func.vmap(base.log_prob)(z, labels), base.log_prob(z, labels))
+
+
+def test_student_t_beyond_the_root_of_the_largest_float32():
+    z = torch.tensor([[1e20], [-1e30]], dtype=torch.float32)
+    wanted = td.StudentT(5.0).log_prob(z.double())[:, 0]
+    torch.testing.assert_close(fk.StudentT(1).float().log_prob(z).double(), wanted, rtol=1e-6, atol=0)
 
 
 def test_resampling_starts_as_the_normal():

@@ -1,10 +1,12 @@
 """Bounds of operator norms: above the norm of the dense matrix, and not by much."""
 
+import copy
 import math
 
 import pytest
 import torch
 
+from flowkit.jacobian_net import Layer
 from flowkit.spectral import convolution_bound, matrix_bound, waves
 
 
@@ -60,6 +62,15 @@ def test_the_reshaped_kernel_would_not_bound_it():
     assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(3)  # what is often taken for it
     assert norm > 8.2
     assert norm < convolution_bound(weight, *waves((3, 3), (8, 8))).item() < 9.5
+
+
+def test_a_bound_keeps_its_exactness_through_half_precision():
+    layer = Layer(2, 3, (9, 9), 3, bounded=True)
+    wanted = layer.bound()
+    with torch.no_grad():
+        copied = copy.deepcopy(layer).bfloat16().double()
+        copied.weight.copy_(layer.weight)
+    torch.testing.assert_close(copied.bound(), wanted, rtol=1e-13, atol=0)
 
 
 def test_gradients():

@@ -31,6 +31,31 @@ def test_is_finite_far_out_in_float32(name):
     assert torch.autograd.grad(y.sum() + log_det.sum(), x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("degrees", [None, 0.1, 2.5])
+def test_heavy_tails_beyond_the_root_of_the_largest_float32(degrees):
+    """The square of 1e20 is infinite in float32, its density under Cauchy's or Student's t is not 0."""
+    name, theirs = ("cauchy", stats.cauchy) if degrees is None else ("student_t", stats.t(degrees))
+    x = torch.tensor([-1e30, -1e20, 1e19, 1e25], dtype=torch.float32, requires_grad=True)
+    log_density = fk.CDF((), name, degrees=degrees).float()(x)[1]
+    np.testing.assert_allclose(log_density.tolist(), theirs.logpdf(x.detach().double().numpy()), rtol=1e-6)
+    slope = torch.autograd.grad(log_density.sum(), x)[0]
+    assert slope.isfinite().all()
+    p = torch.tensor([1e-3, 0.2, 0.999], dtype=torch.float32, requires_grad=True)
+    there, log_det = fk.Quantile((), name, degrees=degrees).float()(p)
+    slope = torch.autograd.grad(there.sum(), p)[0]
+    torch.testing.assert_close(slope.log(), log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_cauchys_quantiles_near_one_and_near_the_median_in_float32():
+    p = torch.tensor([1e-30, 1e-6, 0.2, 0.25, 0.3, 0.4999, 0.5, 0.5001, 0.75, 0.8, 0.9999, 1 - 1e-6])
+    p32 = p.float().requires_grad_()
+    x, log_det = fk.Quantile((), "cauchy").float()(p32)
+    wanted = stats.cauchy.ppf(p32.detach().double().numpy())
+    np.testing.assert_allclose(x.tolist(), wanted, rtol=3e-6, atol=0)
+    np.testing.assert_allclose(log_det.tolist(), -stats.cauchy.logpdf(wanted), rtol=3e-6)
+    torch.testing.assert_close(torch.autograd.grad(x[1:].sum(), p32)[0][1:].log(), log_det[1:])
+
+
 def test_refusals():
     with pytest.raises(fk.ConfigError, match=r"CDF: distribution must be one of normal, .*, got 'gumbel'"):
         fk.CDF((1,), "gumbel")

@@ -1,5 +1,7 @@
 """What holds of every univariate map without a closed inverse."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import settings
@@ -83,6 +85,32 @@ def test_gradients_of_first_and_second_order(name):
     assert torch.autograd.gradcheck(univariate, leaves)
     assert torch.autograd.gradcheck(univariate.inverse, leaves)
     assert torch.autograd.gradgradcheck(univariate.inverse, leaves)
+
+
+@every_map
+@pytest.mark.parametrize("at", [0.0, 5.0, -5.0, 7.0])
+def test_second_derivatives_at_zero_at_the_bounds_and_in_the_tails(name, at):
+    """Where a polynomial's variable is 0: a power of it has a derivative, and its autograd once had none."""
+    univariate, parameters = drawn(name, (1,), rows=1)
+    for apply in (univariate.forward, univariate.inverse):
+        leaves = [each.detach().clone().requires_grad_() for each in (torch.full((1, 1), at), *parameters)]
+        y, log_derivative = apply(*leaves)
+        first = torch.autograd.grad(y.square().sum() + log_derivative.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(each.sum() for each in first), leaves)
+        assert all(each.isfinite().all() for each in second)
+
+
+@every_map
+def test_another_dtype_is_as_exact_as_if_it_had_been_built_so(name):
+    """Constants of float32 would make value and derivative differ by 1e-8 in float64, those of bfloat16 by 1e-2."""
+    torch.set_default_dtype(torch.float32)
+    widened, returned = MAPS[name]((3,)).double(), copy.deepcopy(MAPS[name]((3,))).bfloat16().float()
+    assert all(torch.equal(a, b) for a, b in zip(returned.buffers(), MAPS[name]((3,)).buffers(), strict=True))
+    torch.set_default_dtype(torch.float64)
+    univariate, parameters = drawn(name)
+    x = (3 * torch.randn(64, 3)).requires_grad_()
+    y, log_derivative = widened(x, *parameters)
+    torch.testing.assert_close((y, log_derivative), univariate(x, *parameters), atol=1e-13, rtol=1e-13)
 
 
 @every_map
