@@ -117,13 +117,16 @@ class Layer(WithConstants):
         self.condition = new(c_condition).weight if c_condition else None
         self.time = nn.Parameter(torch.empty(c_out).uniform_(-1, 1) / math.sqrt(c_in)) if timed else None
         # What the bound of a convolution is computed of; without a bound nothing is held.
-        self.waves: tuple = ((kernel,) * len(size), tuple(size)) if bounded and size else ()
-        self.factor = waves(*self.waves)[2] if self.waves else 1.0
+        self.waves = ((kernel,) * len(size), tuple(size)) if bounded and size else None
+        self.factor = 1.0 if self.waves is None else waves(*self.waves)[2]
         self.hold_constants()
 
     def constants(self) -> dict[str, Tensor]:
         """The cosines and sines of `flowkit.spectral.waves`."""
-        return dict(zip(("cosines", "sines"), waves(*self.waves, torch.float64), strict=False)) if self.waves else {}
+        if self.waves is None:
+            return {}
+        cosines, sines, _ = waves(*self.waves, dtype=torch.float64)
+        return {"cosines": cosines, "sines": sines}
 
     def start_at_zero(self) -> None:
         """So that the net gives zeros."""
