@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import Bijection, Output
+from flowkit.bijections.linear import full_precision
 from flowkit.errors import ConfigError
 from flowkit.flow import Flow
 from flowkit.graph import Graph
@@ -70,6 +71,9 @@ class FreiaBijection(Bijection):
 
     forward: (y, log-det) = module(x, c). inverse: (x, log-det) = module(y, c, rev=True).
 
+    Autocast is off within it, for its subnets too: FrEIA rounds its matrices, wavelets and log-scales to half precision
+    with them, and in bfloat16 the inverse is then wrong in the second digit.
+
     It can be saved where the module is FrEIA's own and its subnets are of `flowkit.interop.layers.LAYERS` or registered
     classes; a clamp of the user's must be a registered function. The file holds the module's name, which is looked up
     among FrEIA's modules alone, and its arguments as plain data; with the same module in both places, what is loaded
@@ -111,10 +115,12 @@ class FreiaBijection(Bijection):
     def _run(self, args: tuple[Tensor, ...], count: int, rev: bool) -> tuple[Output, Tensor]:
         # Copies, because the Haar modules halve what they are given in place; views need them contiguous.
         values = [x.clone(memory_format=torch.contiguous_format) for x in args[:count]]
-        given = {"c": list(args[count:])} if self.condition_shapes else {}
-        outputs, log_det = self.module(values, rev=rev, jac=True, **given)
-        _forget(self.module)
         x = args[0]
+        conditions = [c.to(x.dtype) if c.is_floating_point() else c for c in args[count:]]  # a net's may be half
+        given = {"c": conditions} if self.condition_shapes else {}
+        with full_precision(x):
+            outputs, log_det = self.module(values, rev=rev, jac=True, **given)
+        _forget(self.module)
         dtype = torch.promote_types(x.dtype, torch.float32)
         log_det = torch.as_tensor(log_det, dtype=dtype, device=x.device).expand(x.shape[0])
         return (outputs[0] if len(outputs) == 1 else tuple(outputs)), log_det

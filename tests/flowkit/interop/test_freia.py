@@ -99,6 +99,52 @@ def test_modules_invert_and_leave_their_arguments_alone(name):
     torch.testing.assert_close(back_log_det, -log_det)
 
 
+ROTATION = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AllInOneBlock", {"subnet_constructor": conv, "permute_soft": True}),
+        ("AllInOneBlock", {"subnet_constructor": conv, "learned_householder_permutation": 2}),
+        ("GLOWCouplingBlock", {"subnet_constructor": conv}),
+        ("Fixed1x1Conv", {"M": ROTATION}),
+        ("HaarDownsampling", {}),
+        ("IRevNetDownsampling", {}),
+        ("OrthogonalTransform", {}),
+        ("HouseholderPerm", {"n_reflections": 2}),
+        ("FixedLinearTransform", {"M": ROTATION}),
+    ],
+)
+def test_autocast_leaves_modules_exact(name, options):
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    shape = (4,) if name in ("OrthogonalTransform", "HouseholderPerm", "FixedLinearTransform") else (4, 4, 4)
+    part = FreiaBijection(getattr(fm, name)([shape], **options))
+    x = torch.randn(3, *shape)
+    plain, plain_log_det = part(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, log_det = part(x)
+        back, back_log_det = part.inverse(y)
+    assert torch.equal(y, plain)
+    assert torch.equal(log_det, plain_log_det)
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back_log_det, -log_det, atol=1e-5, rtol=1e-5)
+
+
+def test_a_condition_that_a_net_gave_in_half_precision():
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    part = FreiaBijection(fm.GLOWCouplingBlock([(4,)], dims_c=[(2,)], subnet_constructor=dense))
+    x, net, y = torch.randn(3, 4), nn.Linear(2, 2), torch.randn(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        condition = net(y)
+        z, log_det = part(x, condition)
+        torch.testing.assert_close(part.inverse(z, condition)[0], x, atol=1e-5, rtol=0)
+    assert condition.dtype == torch.bfloat16
+    assert log_det.dtype == z.dtype == torch.float32
+
+
 def test_as_freia_runs_in_their_graph():
     part = fk.AffineCoupling((4,), given=(2,))
     x, c = ff.InputNode(4), ff.ConditionNode(2)
