@@ -21,7 +21,7 @@ def command(name_or_file: str, imports: tuple[str, ...]) -> None:
     log-det against the Jacobian, and each node's scales. The exit code is 1 where something is broken.
 
     A bijection goes by the name it is registered with (flowkit.affine_coupling, acme.scale); installed plugins need no
-    --import. An argument that ends in .safetensors is a file.
+    --import. An argument that ends in .safetensors is a file, one that begins with hf:// an address of the Hub.
     """
     from flowkit.testing.command import check
 

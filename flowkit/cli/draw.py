@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from flowkit.cli.files import saved_flow
+
 FORMATS = {".txt": "text", ".md": "mermaid", ".mmd": "mermaid", ".svg": "svg"}
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@saved_flow
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write to this file; without it, to standard output."
 )
@@ -20,7 +22,7 @@ FORMATS = {".txt": "text", ".md": "mermaid", ".mmd": "mermaid", ".svg": "svg"}
     type=click.Choice(["text", "mermaid", "svg"]),
     help="By default what the output's name ends in, else text.",
 )
-def command(file: Path, output: Path | None, style: str | None) -> None:
+def command(file: str, output: Path | None, style: str | None) -> None:
     """Draw the graph of a saved flow."""
     from flowkit.cli.files import load_flow
     from flowkit.cli.output import console, write_file

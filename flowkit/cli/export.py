@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from flowkit.cli.files import saved_flow
+
 WHAT = ("log_prob", "forward", "inverse", "sample")  # as flowkit.interop has them, which imports torch
 KINDS = ("torch", "onnx", "aoti")
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@saved_flow
 @click.option("--what", type=click.Choice(WHAT), default="log_prob", show_default=True, help="The function.")
 @click.option(
     "--to",
@@ -20,7 +22,7 @@ KINDS = ("torch", "onnx", "aoti")
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .pt2 or .onnx file to write.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-def command(file: Path, what: str, to: str | None, output: Path, force: bool) -> None:
+def command(file: str, what: str, to: str | None, output: Path, force: bool) -> None:
     """Export a function of a saved flow for other runtimes."""
     from flowkit.cli.files import load_flow
     from flowkit.cli.output import console

@@ -5,20 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from flowkit.errors import StorageError
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
 
 
-def load_flow(path: Path) -> Flow:
-    """The flow in a file.
+# No `path_type=Path`: a Path makes one slash of an address's two.
+saved_flow = click.argument("file", type=click.Path())
+
+
+def local(file: str) -> Path:
+    """The path of a saved flow; of an address `hf://owner/name[@revision]/file`, that of its copy on this machine.
+
+    Raises:
+        StorageError: an address that is none, or that cannot be had.
+        MissingDependencyError: an address, and huggingface_hub is not installed.
+    """
+    from flowkit.interop.hub import fetch, is_address
+
+    return fetch(file) if is_address(file) else Path(file)
+
+
+def load_flow(file: str) -> Flow:
+    """The flow in a file, or at an address of the Hugging Face Hub.
 
     Raises:
         StorageError: there is no such file, or it holds no flow.
+        MissingDependencyError: an address, and huggingface_hub is not installed.
     """
     import flowkit as fk
 
+    path = local(file)
     if not path.is_file():
         raise StorageError(
             f"there is no file {path}"
@@ -28,10 +48,10 @@ def load_flow(path: Path) -> Flow:
     return fk.load(path)
 
 
-def describe(path: Path, flow: Flow) -> list[tuple[str, str]]:
-    """The facts about a flow that fit on a line each."""
+def describe(file: str, size: int, flow: Flow) -> list[tuple[str, str]]:
+    """The facts about a flow from a file of so many bytes that fit on a line each."""
     parameters = list(flow.parameters())
-    facts = [("file", f"{path} ({path.stat().st_size:,} bytes)")]
+    facts = [("file", f"{file} ({size:,} bytes)")]
     facts += [(f"input {name}", str(shape)) for name, shape in flow.input_shapes.items()]
     facts += [(f"condition {name}", str(shape)) for name, shape in flow.condition_shapes.items()]
     facts += [

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from flowkit.cli.files import saved_flow
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def command(file: Path) -> None:
+@saved_flow
+def command(file: str) -> None:
     """Show what a saved flow is made of."""
-    from flowkit.cli.files import describe, load_flow
+    from flowkit.cli.files import describe, load_flow, local
     from flowkit.cli.output import console, table
 
-    flow = load_flow(file)
+    path = local(file)
+    flow = load_flow(str(path))
     out = console()
-    out.print(table("", ("", ""), describe(file, flow)))
+    out.print(table("", ("", ""), describe(file, path.stat().st_size, flow)))
     rows = [
         (
             name,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from flowkit.cli.files import saved_flow
+
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@saved_flow
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--given", type=click.Path(path_type=Path), help="The conditions, a row for each of the data's; else from the data."
@@ -18,7 +20,7 @@ import click
 @click.option("--batch", type=click.IntRange(min=1), default=1024, show_default=True, help="Rows at a time.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .npz file; without it, a summary is shown.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-def command(file: Path, data: Path, given: Path | None, batch: int, output: Path | None, force: bool) -> None:
+def command(file: str, data: Path, given: Path | None, batch: int, output: Path | None, force: bool) -> None:
     """Compute log-likelihoods of data under a saved flow."""
     from flowkit.cli.arrays import check_output, read_arrays, tensors, write_arrays
     from flowkit.cli.files import load_flow

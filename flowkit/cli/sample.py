@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from flowkit.cli.files import saved_flow
 from flowkit.cli.options import Temperature, seed_option
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@saved_flow
 @click.option("--given", type=click.Path(path_type=Path), help="The conditions: .npz by name, .npy or .csv of one.")
 @click.option(
     "-n",
@@ -26,7 +27,7 @@ from flowkit.cli.options import Temperature, seed_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def command(
-    file: Path,
+    file: str,
     given: Path | None,
     number: int,
     seed: int,

@@ -100,6 +100,15 @@ def push_to_hub(
     return f"{SCHEME}{repo_id}/{FILE}"
 
 
+def is_address(file: str) -> bool:
+    """Whether this is meant as an address of the Hub, not as a path.
+
+    >>> is_address("hf://acme/moons"), is_address("moons.safetensors")
+    (True, False)
+    """
+    return file.startswith(SCHEME)
+
+
 def fetch(address: str) -> Path:
     """The local copy of `hf://owner/name[@revision]/file`, downloaded where huggingface_hub has none.
 

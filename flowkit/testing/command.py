@@ -14,6 +14,7 @@ from torch import Tensor
 
 import flowkit as fk
 from flowkit import diagnostics
+from flowkit.interop.hub import is_address
 from flowkit.testing.check import check_bijection
 from flowkit.testing.laws.exactness import LARGEST_JACOBIAN
 from flowkit.testing.report import Finding, Report, Result
@@ -49,10 +50,10 @@ class Checked:
 
 
 def check(target: str, imports: Sequence[str] = ()) -> Checked:
-    """Check a bijection by its registered name, or the flow in a `.safetensors` file.
+    """Check a bijection by its registered name, or the flow in a `.safetensors` file or at an address of the Hub.
 
     Args:
-        target: a name, or a path that ends in `.safetensors`.
+        target: a name, a path that ends in `.safetensors`, or an address `hf://owner/name[@revision]/file`.
         imports: modules to import first; they are looked for in the working directory, too.
 
     Raises:
@@ -62,7 +63,7 @@ def check(target: str, imports: Sequence[str] = ()) -> Checked:
     """
     for module in imports:
         _import(module)
-    if target.endswith(FILE_SUFFIX):
+    if target.endswith(FILE_SUFFIX) or is_address(target):
         return check_file(target)
     return Checked(target, check_bijection(target, raises=False))
 
