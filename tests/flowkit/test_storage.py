@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowkit as fk
+from flowkit import registry
 from flowkit.bijection import as_tuple
 
 MLP = fk.MLP(hidden=6, activation="silu", zero_last=False)
@@ -378,3 +379,27 @@ def test_foreign_truncated_corrupt_and_missing_files(flow, path, tmp_path):
         path.write_bytes(content)
         with refused("is not a safetensors file, or is damaged"):
             fk.load(path)
+
+
+class OneNumber(fk.Bijection):
+    """A shift by a buffer whose single number has strides of 0, as `expand(...).clone()` leaves them."""
+
+    constant_log_det = volume_preserving = True
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.register_buffer("shift", torch.tensor(2.0).expand(1, 1).clone())
+
+    def forward(self, x):
+        return x + self.shift, x.new_zeros(len(x))
+
+    def inverse(self, y):
+        return y - self.shift, y.new_zeros(len(y))
+
+
+def test_a_buffer_of_one_number_with_odd_strides_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+    fk.register("flowkit_tests.one_number")(OneNumber)
+    assert OneNumber((3,)).shift.stride() == (0, 0)
+    fk.save(fk.Flow(OneNumber((3,))), tmp_path / "flow.safetensors")
+    assert fk.load(tmp_path / "flow.safetensors").network(torch.zeros(1, 3))[0].tolist() == [[2.0, 2.0, 2.0]]
