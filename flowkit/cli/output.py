@@ -23,11 +23,15 @@ class OutputError(FlowkitError, OSError):
 
 
 def console(error: bool = False) -> Console:
-    """Rich's console on the current standard output (or standard error): plain where that is no terminal."""
+    """Rich's console on the current standard output (or standard error): plain where that is no terminal.
+
+    Text is shown as it is: in Rich's markup, the brackets of `flowkit[ode]` or of a folder's name would vanish.
+    """
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:

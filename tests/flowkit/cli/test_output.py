@@ -17,6 +17,12 @@ def test_plain_and_unbroken_in_a_pipe(capsys):
     assert "[4, 4]" in shown
 
 
+def test_brackets_and_colons_are_shown_as_they_are(capsys):
+    text = 'python -m pip install "flowkit[ode]"; runs/[red]/:smile:'
+    console().print(text)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
 def test_files_are_written_whole(tmp_path):
     path = tmp_path / "a.json"
     write_file(path, "one")
