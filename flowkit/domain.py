@@ -11,7 +11,7 @@ from flowkit.errors import InputError
 def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = False) -> None:
     """Refuse values outside `(low, high)`, or `[low, high]` where it is closed; NaN passes, and is propagated.
 
-    One reduction, in eager mode alone: compile, export, function transforms and meta look at nothing.
+    One reduction, in eager mode alone: compile, export, make_fx, function transforms and meta look at nothing.
 
     Raises:
         InputError: a value outside; the message holds it and its index.
@@ -19,6 +19,8 @@ def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = 
     >>> check_domain("Log", torch.tensor([1.0, 2.0]), 0.0, float("inf"))
     """
     if torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:  # make_fx, which has no values
         return
     outside = (x < low) | (x > high) if closed else (x <= low) | (x >= high)
     if not outside.any():
