@@ -19,7 +19,7 @@ from flowkit.bijections.inverse import Inverse
 from flowkit.bijections.linear import FixedRotation, LULinear
 from flowkit.bijections.low_rank import LowRankLinear
 from flowkit.bijections.named_couplings import AdditiveCoupling, GINCoupling, GlowCoupling, SplineCoupling
-from flowkit.bijections.normalization import ActNorm, BatchNorm, LearnedScale
+from flowkit.bijections.normalization import ActNorm, BatchNorm, LearnedScale, Standardize
 from flowkit.bijections.orthogonal import OrthogonalLinear
 from flowkit.bijections.periodic import PeriodicConvolution
 from flowkit.bijections.permutation import Permute, Reverse, Roll
@@ -28,6 +28,7 @@ from flowkit.bijections.reshape import CheckerboardSqueeze, Flatten, Reshape, Sq
 from flowkit.bijections.residual import ResidualBlock
 from flowkit.bijections.sphere import CircleShift, SphereMoebius, SphereToCylinder
 from flowkit.bijections.split import Concat, Split
+from flowkit.bijections.squashing import LeakyTanh, LogTanh, Softclip
 from flowkit.bijections.sylvester import Sylvester
 from flowkit.bijections.univariate_elementwise import Elementwise
 
@@ -61,8 +62,10 @@ __all__ = [
     "InvertibleConv1x1",
     "LULinear",
     "LeakyReLU",
+    "LeakyTanh",
     "LearnedScale",
     "Log",
+    "LogTanh",
     "Logit",
     "LowRankLinear",
     "MaskedAutoregressive",
@@ -81,12 +84,14 @@ __all__ = [
     "SVDLinear",
     "Sigmoid",
     "Slice",
+    "Softclip",
     "Softplus",
     "SphereMoebius",
     "SphereToCylinder",
     "SplineCoupling",
     "Split",
     "Squeeze",
+    "Standardize",
     "StickBreaking",
     "Sylvester",
     "Tanh",

@@ -101,6 +101,68 @@ class ActNorm(Bijection):
         return str(self.in_shapes[0])
 
 
+def _standard_examples() -> list[Example]:
+    numbers = Example((3,), loc=[0.5, -2.0, 3.0], scale=[2.0, 0.1, 5.0])
+    return [Example(()), Example((3,)), numbers, Example((1, 4), loc=1.5, scale=4), Example((2, 2, 3))]
+
+
+@register("flowkit.standardize", examples=_standard_examples)
+class Standardize(ActNorm):
+    """Per channel y = (x - m) exp(s) with fixed numbers: data in its own units, brought to mean 0 and deviation 1.
+
+    forward: y = (x - m) exp(s), log-det the sum of s over the event (H W times the sum over channels).
+    inverse: x = y exp(-s) + m, log-det minus that.
+
+    It is `fk.ActNorm` that learns nothing: m and exp(-s) are `loc` and `scale`, or, where neither is given, the mean
+    and the standard deviation of the first data, see `flow.initialize`. As part of the flow it is saved with it, and
+    log-likelihoods are those of the data as it came.
+
+    Shapes: x `(B, C, ...)` or `(B,)`, log_det `(B,)`. State: the buffers `location` and `log_scale` `(C, 1, ...)`, and
+    the boolean buffer `initialized`.
+
+    Args:
+        shape: event shape `(C, ...)`, or `()`.
+        loc: m, a number or one for each channel; 0 where only the scale is given.
+        scale: what x - m is divided by, positive, a number or one for each channel; 1 where only loc is given.
+
+    Raises:
+        ConfigError: numbers that are not finite, of another count, or a scale that is not positive.
+
+    Source: FrEIA's and nflows' fixed affine maps (`PointwiseAffineTransform`).
+
+    >>> Standardize((2,), loc=[1.0, 10.0], scale=[2.0, 4.0])(torch.tensor([[3.0, 30.0]]))[0].tolist()
+    [[1.0, 5.0]]
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        loc: float | Sequence[float] | None = None,
+        scale: float | Sequence[float] | None = None,
+    ):
+        super().__init__(shape)
+        log_scale = -self._given("scale", 1.0 if scale is None else scale).log()
+        location = self._given("loc", 0.0 if loc is None else loc)
+        del self.location, self.log_scale  # the parameters that ActNorm learns
+        self.register_buffer("location", location)
+        self.register_buffer("log_scale", log_scale)
+        if loc is not None or scale is not None:
+            self.needs_initialization = False  # an instance keeps a promise that the class does not make
+            self.initialized.fill_(True)
+
+    def _given(self, name: str, numbers: float | Sequence[float]) -> Tensor:
+        """Finite numbers as `(C, 1, ...)`, positive for a scale."""
+        value = torch.as_tensor(numbers, dtype=torch.get_default_dtype(), device=self.location.device)
+        shape = self.location.shape
+        fits = value.dim() == 0 or value.shape == shape[:1]
+        positive = "positive" if name == "scale" else "finite"
+        if not fits:
+            raise ConfigError(f"Standardize: {name} must be a number or {numel(tuple(shape))} of them, got {numbers!r}")
+        if not value.is_meta and not bool((value.isfinite() & ((value > 0) | (name == "loc"))).all()):
+            raise ConfigError(f"Standardize: {name} must be {positive}, got {numbers!r}")
+        return (value if value.dim() == 0 else value.view(shape)).expand(shape).clone()
+
+
 def _batch_norm_examples() -> list[Example]:
     return [Example(()), Example((3,)), Example((1, 4), affine=False), Example((2, 2, 3), momentum=0.5)]
 

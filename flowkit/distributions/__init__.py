@@ -1,7 +1,7 @@
 """Base distributions: what the latent is distributed as. Modules, so trained, moved and saved with the flow."""
 
 from flowkit.distributions.base import Base
-from flowkit.distributions.heavy_tailed import Laplace, StudentT, Uniform
+from flowkit.distributions.heavy_tailed import GeneralizedNormal, Laplace, Logistic, StudentT, Uniform
 from flowkit.distributions.joint import JointBase
 from flowkit.distributions.mixture import ClassConditional, GaussianMixture
 from flowkit.distributions.normal import DiagonalNormal, FullNormal, StandardNormal
@@ -15,8 +15,10 @@ __all__ = [
     "DiagonalNormal",
     "FullNormal",
     "GaussianMixture",
+    "GeneralizedNormal",
     "JointBase",
     "Laplace",
+    "Logistic",
     "Resampled",
     "StandardNormal",
     "StudentT",

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import distributions as td
 
 import flowkit as fk
@@ -32,6 +33,10 @@ BASES = {
     "FullNormal given": lambda d: fk.FullNormal(d, given=((2,), (1,)), subnet=MLP),
     "Laplace": lambda d: fk.Laplace(d),
     "Laplace given": lambda d: fk.Laplace(d, given=2, subnet=MLP),
+    "Logistic": lambda d: fk.Logistic(d),
+    "Logistic given": lambda d: fk.Logistic(d, given=2, subnet=MLP),
+    "GeneralizedNormal": lambda d: fk.GeneralizedNormal(d, beta=3.0),
+    "GeneralizedNormal given": lambda d: fk.GeneralizedNormal(d, beta=1.5, given=2, subnet=MLP),
     "StudentT given": lambda d: fk.StudentT(d, df=3.0, given=2, subnet=MLP),
     "StudentT": lambda d: fk.StudentT(d, df=6.0),
     "Uniform": lambda d: fk.Uniform(d, low=-1.0, high=[2.0] * d),
@@ -192,6 +197,12 @@ def test_against_torch():
         base, _ = drawn(name, 3)
         m, s = base.numbers.chunk(2)
         torch.testing.assert_close(base.log_prob(z), law(m, s.exp()).log_prob(z).sum(-1))
+    for name, law in (("Logistic", stats.logistic), ("GeneralizedNormal", stats.gennorm)):
+        base, _ = drawn(name, 3)
+        m, s = base.numbers.detach().chunk(2)
+        shape = {"beta": 3.0} if name == "GeneralizedNormal" else {}
+        theirs = law.logpdf(z.numpy(), loc=m.numpy(), scale=s.exp().numpy(), **shape).sum(-1)
+        torch.testing.assert_close(base.log_prob(z).detach(), torch.from_numpy(theirs))
     mixture, _ = drawn("GaussianMixture", 3)
     log_weights, means, log_scales = mixture._parts(())
     parts = td.Independent(td.Normal(means, log_scales.exp()), 1)
@@ -213,6 +224,7 @@ def test_against_torch():
         (lambda: fk.Uniform(2, low=1.0, high=0.0), "low must be below high"),
         (lambda: fk.Uniform(2, low=[0.0, 0.0, 0.0]), "a number or 2 of them"),
         (lambda: fk.StudentT(2, df=0.0), "degrees of freedom, must be positive and finite, got 0.0"),
+        (lambda: fk.GeneralizedNormal(2, beta=0.0), "beta must be positive and finite, got 0.0"),
         (lambda: fk.GaussianMixture(2, components=0), "components must be an int of at least 1, got 0"),
         (lambda: fk.GaussianMixture(2, spread=-1.0), "spread must be at least 0"),
         (lambda: fk.ClassConditional(2), r"takes one condition \(classes,\)"),

@@ -273,3 +273,42 @@ def test_batch_norm_of_a_batch_is_normflows_but_for_the_unbiased_variance():
     wide = 0.1 * torch.randn(6, 400)
     assert BatchNorm(eps=1e-5)(wide)[1].isinf().all()
     assert fk.BatchNorm((400,))(wide)[1].isfinite().all()
+
+
+def test_standardize_takes_its_numbers_from_the_first_data_and_learns_none(tmp_path):
+    x = 3 * torch.randn(50, 2, 4) + 100
+    graph = fk.Graph()
+    graph.output("z", graph.add(fk.Standardize, graph.input("x", (2, 4))))
+    flow = fk.Flow(graph)
+    flow.initialize(x)
+    y = flow.network(x)[0]
+    torch.testing.assert_close(y.mean((0, 2)), torch.zeros(2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(y.std((0, 2), correction=0), torch.ones(2))
+    assert not list(flow.parameters())
+    fk.save(flow, tmp_path / "flow.safetensors")
+    assert torch.equal(fk.load(tmp_path / "flow.safetensors").log_prob(x), flow.eval().log_prob(x))
+
+
+def test_given_numbers_are_kept_when_a_flow_is_initialized():
+    norm = fk.Standardize((3,), loc=[0.5, -2.0, 3.0], scale=4.0)
+    graph = fk.Graph()
+    graph.output("z", graph.add(norm, graph.input("x", (3,))))
+    flow, x = fk.Flow(graph), torch.randn(5, 3)
+    expected = (x - torch.tensor([0.5, -2.0, 3.0])) / 4
+    flow.initialize(100 * x, again=True)
+    torch.testing.assert_close(norm(x)[0], expected)
+    torch.testing.assert_close(norm(x)[1], torch.full((5,), -3 * torch.tensor(4.0).log().item()))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"scale": 0.0}, "scale must be positive, got 0.0"),
+        ({"scale": [1.0, -1.0]}, r"scale must be positive, got \[1.0, -1.0\]"),
+        ({"loc": float("nan")}, "loc must be finite, got nan"),
+        ({"loc": [1.0, 2.0, 3.0]}, r"loc must be a number or 2 of them, got \[1.0, 2.0, 3.0\]"),
+    ],
+)
+def test_standardize_refuses_numbers(numbers, message):
+    with pytest.raises(fk.ConfigError, match=f"^Standardize: {message}$"):
+        fk.Standardize((2, 3), **numbers)

@@ -112,6 +112,8 @@ BASES = {
     "DiagonalNormal": lambda: (fk.DiagonalNormal, True),
     "FullNormal": lambda: (fk.FullNormal, True),
     "Laplace": lambda: (fk.Laplace, False),
+    "Logistic": lambda: (fk.Logistic, False),
+    "GeneralizedNormal": lambda: (fk.GeneralizedNormal, False),
     "StudentT": lambda: (fk.StudentT, False),
     "Uniform": lambda: (fk.Uniform(3, low=-9.0, high=9.0), False),
     "GaussianMixture": lambda: (fk.GaussianMixture, True),
