@@ -93,9 +93,9 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    used = f"{threads} thread" if threads == 1 else f"{threads} threads"
+    found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {used}"
     return found
 
 

@@ -28,12 +28,19 @@ def panels(flow: fk.Flow, device: str) -> tuple[Tensor, Tensor]:
     return density.reshape(PIXELS, PIXELS).cpu(), flow.sample((POINTS,)).cpu()
 
 
-def draw(data: dict[str, Tensor], learned: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> bytes:
+def draw(
+    data: dict[str, Tensor],
+    learned: dict[str, dict[str, tuple[Tensor, Tensor]]],
+    figures: dict[str, dict[str, float | None]],
+    caption: str,
+) -> bytes:
     """A PNG file, as bytes.
 
     Args:
         data: points of every target.
         learned: for every target, the panels of every flow.
+        figures: for every target, the log-likelihood of every flow, shown in its corner; None where it is infinite.
+        caption: below the panels.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,7 +52,7 @@ def draw(data: dict[str, Tensor], learned: dict[str, dict[str, tuple[Tensor, Ten
 
     flows = list(next(iter(learned.values())))
     rows, columns = 2 * len(data), 1 + len(flows)
-    figure = Figure(figsize=(PANEL * columns, PANEL * rows + 0.3), dpi=110, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(PANEL * columns, PANEL * rows + 0.5), dpi=110, layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -59,8 +66,10 @@ def draw(data: dict[str, Tensor], learned: dict[str, dict[str, tuple[Tensor, Ten
             density, samples = learned[target][name]
             _density(above[j + 1], density)
             _samples(below[j + 1], samples)
+            _corner(above[j + 1], figures[target][name])
     for ax, title in zip(axes[0], ("data", *flows), strict=True):
         ax.set_title(title, color=INK, fontsize=9)
+    figure.supxlabel(caption, color=INK, fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor=PAPER)
     return file.getvalue()
@@ -73,6 +82,15 @@ def _density(ax: Any, values: Tensor) -> None:
     extent = (-VIEW, VIEW, -VIEW, VIEW)
     ax.imshow(shown.numpy(), extent=extent, origin="lower", cmap="magma", vmin=0, vmax=max(brightest, 1e-6))
     _frame(ax)
+
+
+def _corner(ax: Any, figure: float | None) -> None:
+    from matplotlib.patheffects import withStroke
+
+    said = "-inf" if figure is None else f"{figure:.2f}"
+    edge = [withStroke(linewidth=2, foreground=PAPER)]  # legible on a bright density, too
+    style = {"color": INK, "fontsize": 6.5, "path_effects": edge, "transform": ax.transAxes}
+    ax.text(0.97, 0.03, said, ha="right", va="bottom", **style)
 
 
 def _samples(ax: Any, points: Tensor) -> None:

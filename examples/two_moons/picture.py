@@ -80,7 +80,7 @@ def _scatter(ax, x: Tensor, label: Tensor, title: str) -> None:
 
 
 def _curve(ax, losses: list[float], metrics: dict) -> None:
-    _frame(ax, "loss given the label, nats; dashed: the true entropy")
+    _frame(ax, "loss given the label, nats, by step; dashed: the true entropy")
     window = max(1, len(losses) // 100)
     smooth = torch.tensor(losses).unfold(0, window, window).mean(1)
     ax.plot(range(1, len(losses) + 1), losses, color="#7d6bd6", alpha=0.35, linewidth=0.7)
