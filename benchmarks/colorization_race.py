@@ -18,8 +18,9 @@ from flowkit.diagnostics import timings
 
 from ._common import Column, Options, Report, Section, bench_options, ratio
 from ._common.agreement import agree
-from ._common.limit import LIMIT_NAME, Bare, bare_step
+from ._common.limit import LIMIT_NAME, Bare, bare_step, threads
 from ._common.peers import quiet
+from ._common.pictures import curves
 from ._common.published import FreiaTwin, concatenated, small_network
 from ._common.racers import LOG_SQRT_2PI, Racer, clip_always, clip_where_needed
 
@@ -65,7 +66,7 @@ def run(options: Options, data: str, batch_size: int, rounds: int, steps: int, c
     crops = Crops(source, size, batch_size, options.seed)
     report = Report("colorization-race", options, data=source.report.summary(), batch_size=batch_size, steps=steps)
     racers = entrants(flow, crops, compiled)
-    title = f"A training step, {size} x {size}, batch {batch_size}, {torch.get_num_threads()} threads"
+    title = f"A training step, {size} x {size}, batch {batch_size}, {threads()}"
     columns = (
         Column("network", "the limit is the subnets and the conditioning net alone, without an optimiser"),
         Column("ms", "median", ".0f"),
@@ -211,8 +212,9 @@ def _trained_rows(racers: list[Racer], crops: Crops, steps: int) -> Iterator[dic
 
 def _plot(figure: Any, report: Report) -> None:
     axes = figure.subplots()
-    for name, losses in report.settings["losses"].items():
-        axes.plot(range(1, len(losses) + 1), losses, label=name, linewidth=1)
-    axes.set_xlabel("step")
+    losses = report.settings["losses"]
+    curves(axes, {name: (range(1, len(each) + 1), each) for name, each in losses.items()})
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("training step")
     axes.set_ylabel("training loss, nats per dimension")
-    axes.legend()
+    axes.set_title("Equal steps from equal weights", loc="left", fontsize=11)

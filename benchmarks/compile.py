@@ -37,6 +37,7 @@ from ._common.limit import (
     without_gradients,
 )
 from ._common.peers import quiet
+from ._common.pictures import ratio_bars
 from ._common.stacks import Ours, Peer, Spec, build, stacks
 
 PARTS = ("cold", "vectors", "small", "breaks", "memory")
@@ -74,7 +75,7 @@ def command(options: Any, only: tuple[str, ...], rounds: int, colds: int, backen
         else:
             (_vectors if name == "vectors" else _small)(report, rounds, backend, options.quick)
     torch._dynamo.reset()
-    report.finish(_plot)
+    report.finish(ratio_bars)
 
 
 # ---------------------------------------------------------------------- compile time
@@ -346,14 +347,3 @@ def _saved(spec: Spec, batch: int, ways: dict[str, dict[str, Any]], backend: str
             yield name, saved_bytes(loss, besides=[*module.parameters(), *module.buffers(), x, c]) / MIB
         else:
             yield name, remarks[name]
-
-
-def _plot(figure: Any, report: Report) -> None:
-    sections = [s for s in report.sections if any("ratio" in row for row in s.rows)] or report.sections[:1]
-    for axes, section in zip(figure.subplots(len(sections), 1, squeeze=False)[:, 0], sections, strict=True):
-        rows = [row for row in section.rows if "ratio" in row]
-        keys = ("depth", "hidden", "pass", "implementation")
-        axes.barh([", ".join(str(row[k]) for k in keys if k in row) for row in rows], [r["ratio"].value for r in rows])
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=7)
-        axes.set_title(section.title, loc="left", fontsize=9)

@@ -14,6 +14,7 @@ from flowkit.cli.catalog import EXAMPLES
 from flowkit.cli.options import device_option
 
 from ._common import Column, Report, Section, bench_options
+from ._common.pictures import OWN, PEER
 
 COLUMNS = (
     Column("flow", ""),
@@ -92,13 +93,20 @@ def _example(part: str) -> Any:
 
 
 def _plot(figure: Any, report: Report) -> None:
+    figure.set_size_inches(7, 5)
     axes, rows = figure.subplots(), report.sections[0].rows
-    axes.bar(
-        [r["flow"] for r in rows],
-        [r["bits per dimension"] for r in rows],
-        yerr=[r["error"] for r in rows],
-        color=["#1f5fa8", "#d1602b"],
+    errors = [row["error"] for row in rows]
+    bars = axes.bar(
+        [row["flow"] for row in rows],
+        [row["bits per dimension"] for row in rows],
+        yerr=errors,
+        error_kw={"ecolor": "0.3", "elinewidth": 1},
+        color=[OWN, PEER],
         width=0.5,
     )
-    axes.set_ylabel("bits per dimension, held out")
-    axes.set_title(report.sections[0].title, loc="left", fontsize=11)
+    axes.bar_label(bars, [f"{row['bits per dimension']:.3f}" for row in rows], padding=4)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.margins(y=0.15)
+    axes.set_ylabel("bits per dimension, held out; lower is better")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{report.sections[0].title}\n{report.sections[0].note}", loc="left", fontsize=9)

@@ -28,6 +28,7 @@ from ._common.glow import (
 )
 from ._common.limit import train_step
 from ._common.peers import quiet
+from ._common.pictures import counts, legend, line
 
 GB, MB = 10**9, 10**6
 BATCH, LEVELS, HIDDEN, SIZE = 8, 3, 256, 256
@@ -212,19 +213,20 @@ def _step_rows(spec: GlowSpec, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def _plot(figure: Any, report: Report) -> None:
+    figure.set_size_inches(13, 5)
     left, right = figure.subplots(1, 2)
-    section = report.sections[0]
+    section, run = report.sections[0], report.sections[2]
     for column in section.columns[1:]:
         rows = [row for row in section.rows if row.get(column.name) is not None]
-        left.plot([r["depth"] for r in rows], [r[column.name] for r in rows], marker="o", label=column.name)
-    left.set_ylabel("GB of a forward and backward pass")
-    rows = report.sections[2].rows
-    for name in dict.fromkeys(row["implementation"] for row in rows):
-        mine = [row for row in rows if row["implementation"] == name]
-        right.plot([r["depth"] for r in mine], [r["ms"] for r in mine], marker="o", label=name)
-    right.set_ylabel("ms a step, scaled")
-    for axes, source in ((left, section), (right, report.sections[2])):
-        axes.set_xscale("log", base=2)
+        line(left, [r["depth"] for r in rows], [r[column.name] for r in rows], column.name)
+    left.set_ylabel("GB alive at once in a training step")
+    for name in dict.fromkeys(row["implementation"] for row in run.rows):
+        mine = [row for row in run.rows if row["implementation"] == name]
+        line(right, [r["depth"] for r in mine], [r["ms"] for r in mine], name)
+    right.set_ylabel("ms a training step")
+    for axes, source in ((left, section), (right, run)):
+        counts(axes, [row["depth"] for row in source.rows])
+        axes.set_ylim(bottom=0)
         axes.set_xlabel("steps a level")
-        axes.set_title(source.title, loc="left", fontsize=7)
-        axes.legend(frameon=False, fontsize=7)
+        axes.set_title(source.title, loc="left", fontsize=9)
+        legend(axes)

@@ -17,6 +17,7 @@ from ._common.cases import Case, cases
 from ._common.chains import REDRAWN, chain, double_weights, redraw
 from ._common.networks import Network, coupling_chain
 from ._common.peers import Counterpart, counterparts, installed, peer_chain, quiet, random_weights
+from ._common.pictures import ACCENT, counts, legend, line, worst_bars
 
 TARGET_DEPTH, TARGET = 256, 1e-5
 MISS = 0.01
@@ -200,29 +201,26 @@ def _changes_argument(bijection: fk.Bijection, x: torch.Tensor) -> bool:
 
 def _plot(figure: Any, report: Report) -> None:
     sections = {section.title: section for section in report.sections}
+    figure.set_size_inches(14, 6)
     axes = figure.subplots(1, 2) if "Depth" in sections else [figure.subplots()]
     ops: dict[str, float] = {}
     for row in sections["Registered bijections"].rows:
         ops[row["bijection"]] = max(ops.get(row["bijection"], 0.0), row["float32"])
-    axes[0].barh(list(ops), [max(v, 1e-9) for v in ops.values()], color="#1f5fa8")
-    axes[0].set_xscale("log")
-    axes[0].set_title("float32 round trip, worst configuration", loc="left", fontsize=11)
-    axes[0].invert_yaxis()
+    worst_bars(axes[0], ops, 1e-8)
+    axes[0].set_xlabel("largest |inverse(forward(x)) - x|, float32, x standard normal")
+    axes[0].set_title("Round trip of each bijection, its worst configuration", loc="left", fontsize=10)
     if "Depth" in sections:
         _plot_depth(axes[1], sections["Depth"].rows)
 
 
-def _plot_depth(ax: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _plot_depth(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     for name in ("float32", "bf16", "float64", *installed()):
-        ax.plot(
-            [r["couplings"] for r in rows],
-            [r[name] for r in rows],
-            marker="o",
-            label=name if name not in installed() else f"{name}, float32",
-        )
-    ax.axhline(TARGET, color="gray", linestyle="--", linewidth=1)
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xlabel("couplings")
-    ax.set_title("round trip by depth", loc="left", fontsize=11)
-    ax.legend(frameon=False)
+        own = name not in installed()
+        line(axes, [r["couplings"] for r in rows], [r[name] for r in rows], name if own else f"{name}, float32")
+    axes.axhline(TARGET, color=ACCENT, linestyle=":", linewidth=1, label=f"target in float32: {TARGET:g}")
+    counts(axes, [row["couplings"] for row in rows])
+    axes.set_yscale("log")
+    axes.set_xlabel("couplings")
+    axes.set_ylabel("largest |inverse(forward(x)) - x|")
+    axes.set_title("Round trip by depth", loc="left", fontsize=10)
+    legend(axes)

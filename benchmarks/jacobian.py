@@ -18,6 +18,7 @@ from ._common.cases import Case, cases
 from ._common.chains import REDRAWN, chain, redraw
 from ._common.networks import Network, coupling_chain
 from ._common.peers import Counterpart, counterparts, quiet, random_weights
+from ._common.pictures import ACCENT, worst_bars
 
 ROWS = 4  # whose Jacobians are computed
 TIMED_ROWS = 256
@@ -181,22 +182,23 @@ def _peer_row(counterpart: Counterpart, rounds: int) -> dict[str, Any]:
 
 def _plot(figure: Any, report: Report) -> None:
     sections = {section.title: section.rows for section in report.sections}
+    figure.set_size_inches(14, 6)
     axes = figure.subplots(1, 2) if "Networks" in sections else [figure.subplots()]
     worst: dict[str, float] = {}
     for row in sections["Registered bijections"]:
-        worst[row["bijection"]] = max(
-            worst.get(row["bijection"], 0.0), row.get("forward", 0.0), row.get("inverse", 0.0)
-        )
-    axes[0].barh(list(worst), [max(v, 1e-17) for v in worst.values()], color="#1f5fa8")
-    axes[0].set_xscale("log")
-    axes[0].set_title("log-det against autograd's Jacobian, float64, worst of both directions", loc="left", fontsize=10)
-    axes[0].invert_yaxis()
+        found = max(row.get("forward", 0.0), row.get("inverse", 0.0))
+        worst[row["bijection"]] = max(worst.get(row["bijection"], 0.0), found)
+    worst_bars(axes[0], worst, 1e-17)
+    axes[0].set_xlabel("largest |log-det - log |det J|| / (1 + |log |det J||), float64")
+    axes[0].set_title("Log-det against autograd's Jacobian, the worse direction", loc="left", fontsize=10)
     if "Networks" in sections:
         rows = sections["Networks"]
         names = [f"{row['network']}\n{row['weights']}" for row in rows]
         for i, row in enumerate(rows):
-            axes[1].plot([row["smallest"], row["largest"]], [i, i], marker="|", color="#d1602b", linewidth=3)
-        axes[1].set_yticks(range(len(rows)), names, fontsize=7)
+            axes[1].plot([row["smallest"], row["largest"]], [i, i], marker="|", color=ACCENT, linewidth=3)
+        axes[1].axvline(1, color="0.5", linewidth=1)
+        axes[1].set_yticks(range(len(rows)), names, fontsize=8)
         axes[1].set_xscale("log")
-        axes[1].invert_yaxis()
-        axes[1].set_title("singular values of the Jacobian, smallest to largest", loc="left", fontsize=10)
+        axes[1].set_ylim(len(rows) - 0.5, -0.5)
+        axes[1].set_xlabel("stretch, smallest to largest singular value; 1 keeps lengths")
+        axes[1].set_title("Singular values of the Jacobian", loc="left", fontsize=10)

@@ -21,6 +21,7 @@ from ._common.agreement import agree
 from ._common.allocator import keep_freed_memory
 from ._common.frugal_peers import Checkpointed, Memcnn, ResizedBytes, frugal_peers
 from ._common.peers import quiet
+from ._common.pictures import counts, legend, line, magnitudes
 from ._common.stacks import Spec, build, stacks
 
 SHAPE, CONDITION, HIDDEN = (8, 32, 32), (8, 32, 32), 32
@@ -178,10 +179,10 @@ def _plot(figure: Any, report: Report) -> None:
     axes, rows = figure.subplots(), report.sections[0].rows
     for name in dict.fromkeys(row["gradients"] for row in rows):
         mine = [row for row in rows if row["gradients"] == name]
-        axes.plot([r["blocks"] for r in mine], [r["peak"] for r in mine], marker="o", label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+        line(axes, [r["blocks"] for r in mine], [r["peak"] for r in mine], name)
+    counts(axes, [row["blocks"] for row in rows])
+    magnitudes(axes)
     axes.set_xlabel("blocks")
-    axes.set_ylabel("peak of a step, MiB")
+    axes.set_ylabel("peak of a training step, MiB")
     axes.set_title(report.sections[0].title, loc="left", fontsize=11)
-    axes.legend(frameon=False)
+    legend(axes)

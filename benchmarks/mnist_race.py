@@ -21,8 +21,9 @@ from flowkit.diagnostics import timings
 
 from ._common import Column, Options, Report, Section, bench_options, ratio
 from ._common.agreement import agree
-from ._common.limit import LIMIT_NAME, Bare, bare_step
+from ._common.limit import LIMIT_NAME, Bare, bare_step, threads
 from ._common.peers import quiet
+from ._common.pictures import curves
 from ._common.racers import (
     LOG_SQRT_2PI,
     NOISE,
@@ -103,7 +104,7 @@ def run(options: Options, data: str | None, settings: Race) -> None:
     report = Report("mnist-race", options, data=digits.summary, **vars(settings))
     racers, flow = entrants(digits, settings, options)
     different = DIFFERENT.format(compiled=_compiled_as(settings.compiled))
-    title = f"{settings.minutes:g} minutes each, batch {settings.batch_size}, {torch.get_num_threads()} threads"
+    title = f"{settings.minutes:g} minutes each, batch {settings.batch_size}, {threads()}"
     report.measure(Section(title, _race_columns(), note=SAME + different), _race_rows(racers, settings), 2)
     x, labels = (part[: settings.held_out] for part in digits.held_out.tensors)
     judgement = Section(f"On {len(x):,} held-out digits", _judged_columns())
@@ -312,9 +313,11 @@ def _example(part: str) -> Any:
 
 def _plot(figure: Any, report: Report) -> None:
     axes = figure.subplots()
+    named = {}
     for name, curve in report.settings["curves"].items():
         minutes = [second / 60 for second in curve["seconds"]]
-        axes.plot(minutes, curve["loss"], label=f"{name}: {len(minutes):,} steps", linewidth=1)
+        named[f"{name}: {len(minutes):,} steps"] = minutes, curve["loss"]
+    curves(axes, named)
     axes.set_xlabel("minutes of its own training")
     axes.set_ylabel("training loss, nats per dimension")
-    axes.legend()
+    axes.set_title(report.sections[0].title, loc="left", fontsize=11)

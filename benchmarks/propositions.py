@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import flowkit as fk
 
 from ._common import Column, Report, Section, bench_options
+from ._common.pictures import ACCENT, OWN
 from ._common.posteriors import GaussianMixture, LinearGaussian, deviation_bound, rank_deviation, ranks
 
 FEATURES = 2  # of the conditioning net: as many as a sufficient statistic of the linear-Gaussian problem has
@@ -148,8 +149,23 @@ def _posterior_rows(steps: int, count: int, seed: int, bound: float) -> Iterator
 
 def _plot(figure: Any, report: Report) -> None:
     rows = report.sections[0].rows
+    figure.set_size_inches(8, 5)
     axes = figure.subplots()
-    axes.bar([r["conditioning net"] for r in rows], [r["information"] for r in rows], yerr=[r["error"] for r in rows])
-    axes.axhline(LinearGaussian().information, color="0.5", linewidth=1)
-    axes.set_ylabel("nats; the line is I(x, y)")
-    axes.set_title(report.sections[0].title, loc="left", fontsize=11)
+    found, errors = [row["information"] for row in rows], [row["error"] for row in rows]
+    error = {"ecolor": "0.3", "elinewidth": 1}
+    bars = axes.bar([row["conditioning net"] for row in rows], found, yerr=errors, error_kw=error, color=OWN, width=0.5)
+    axes.bar_label(bars, [f"{row['information']:.3f}" for row in rows], padding=4)
+    most = LinearGaussian().information
+    axes.axhline(most, color=ACCENT, linewidth=1)
+    axes.text(
+        1,
+        most,
+        f"I(x, y) = {most:.3f}, the most there is ",
+        ha="right",
+        va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )
+    axes.set_ylim(top=1.12 * most)
+    axes.set_ylabel("information about x in the features, nats")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Proposition 1: what a conditioning net knows about x", loc="left", fontsize=11)

@@ -18,6 +18,7 @@ from ._common import Column, Report, Section, allocator, bench_options, coloriza
 from ._common.agreement import agree
 from ._common.limit import LIMIT_NAME, Bare, bare_run, judged, measured, without_gradients
 from ._common.peers import installed
+from ._common.pictures import ratio_bars
 from ._common.published import FreiaTwin, check_forms, concatenated, small_network
 from ._common.stacks import Ours, Spec, build, stacks
 
@@ -45,7 +46,7 @@ def command(options: Any, samples: tuple[int, ...], rounds: int, keep_freed_memo
         _colorizations(report, samples, rounds, options.quick)
     allocator.keep_freed_memory()
     _vectors(report, rounds, options.quick)
-    report.finish(_plot)
+    report.finish(ratio_bars)
 
 
 def _colorizations(report: Report, samples: tuple[int, ...], rounds: int, quick: bool) -> None:
@@ -164,15 +165,3 @@ def _vector_rows(spec: Spec, batch: int, rounds: int) -> Iterator[dict[str, Any]
     steps["flowkit, with its log-det"] = without_gradients(ours.inverse, z, c)
     steps |= {name: without_gradients(peer.sample, z, c) for name, peer in peers.items()}
     yield from measured(steps, rounds, targets={"flowkit": 1.5, "flowkit, with its log-det": 1.5})
-
-
-def _plot(figure: Any, report: Report) -> None:
-    section = report.sections[0]
-    rows = [row for row in section.rows if "ratio" in row]
-    names = [", ".join(str(row[k]) for k in ("implementation", "samples") if k in row) for row in rows]
-    axes = figure.subplots()
-    axes.barh(names, [row["ratio"].value for row in rows])
-    axes.invert_yaxis()
-    axes.axvline(1.0, color="0.5", linewidth=1)
-    axes.set_xlabel("time, as a ratio")
-    axes.set_title(section.title, loc="left", fontsize=11)

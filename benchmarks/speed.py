@@ -33,6 +33,7 @@ from ._common.limit import (
     without_gradients,
 )
 from ._common.peers import installed
+from ._common.pictures import ratio_bars
 from ._common.published import FreiaTwin, check_forms, concatenated, small_network
 from ._common.stacks import Ours, Peer, Spec, build, stacks
 
@@ -76,7 +77,7 @@ def command(options: Any, only: tuple[str, ...], rounds: int) -> None:
     for name in only or PARTS:
         if name != "colorization" or colorization.is_available():
             parts[name](report, rounds, options.quick)
-    report.finish(_plot)
+    report.finish(ratio_bars)
 
 
 # ---------------------------------------------------------------------- stacks
@@ -311,17 +312,3 @@ def _split_rows(flow: fk.Flow, ab: Tensor, photo: Tensor, rounds: int) -> Iterat
             share = saved["split"] / saved["concatenated"]
             row |= {"saved ratio": share, "saved target": f"<= 0.6: {'met' if share <= 0.6 else 'missed'}"}
         yield row
-
-
-def _plot(figure: Any, report: Report) -> None:
-    sections = [s for s in report.sections if s.rows]
-    for axes, section in zip(figure.subplots(len(sections), 1, squeeze=False)[:, 0], sections, strict=True):
-        rows = [row for row in section.rows if "ratio" in row]
-        keys = [c.name for c in section.columns if not c.style and c.name not in ("ratio", "target", "saved target")]
-        names = [", ".join(str(row[k]) for k in keys if k in row) for row in rows]
-        found = [row["ratio"] for row in rows]
-        spread = [[f.value - f.low for f in found], [f.high - f.value for f in found]]
-        axes.barh(names, [f.value for f in found], xerr=[[max(0.0, v) for v in side] for side in spread])
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=6)
-        axes.set_title(section.title, loc="left", fontsize=8)

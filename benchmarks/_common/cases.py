@@ -13,6 +13,7 @@ from torch import Tensor
 
 import flowkit as fk
 from flowkit.cli.groups import unknown
+from flowkit.cli.output import console
 from flowkit.registry import Example
 from flowkit.testing.subject import Subject, redraw_weights
 
@@ -79,10 +80,21 @@ def bijections(only: Sequence[str] = ()) -> dict[str, type[fk.Bijection]]:
 
 
 def cases(only: Sequence[str], seed: int, most: int) -> Iterator[Case]:
-    """At most `most` configurations of each."""
+    """At most `most` configurations of each; one that needs a package that is not installed is left out, and said so.
+
+    Raises:
+        MissingDependencyError: it is one of `only`.
+    """
     for name, cls in bijections(only).items():
         for example in fk.examples_of(name)[:most]:
-            yield make(name, cls, example, seed)
+            try:
+                case = make(name, cls, example, seed)
+            except fk.MissingDependencyError as error:
+                if only:
+                    raise
+                console(error=True).print(f"left out: {name}: {error}", soft_wrap=True)
+            else:
+                yield case
 
 
 def make(name: str, cls: type[fk.Bijection], example: Example, seed: int) -> Case:

@@ -20,6 +20,12 @@ LIMIT_NAME = "bare subnets"
 TARGET = Column("target", "of that ratio; met where its interval's lower end is at most the target")
 
 
+def threads() -> str:
+    """How many torch uses, for a title."""
+    count = torch.get_num_threads()
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
 class Bare(nn.Module):
     """The subnets of a flow, each on what it got in one forward pass, and the feature nets that make conditions.
 

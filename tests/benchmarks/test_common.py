@@ -8,10 +8,12 @@ import click
 import pytest
 import torch
 from flowkit.cli._benchmarks._common import Column, Options, Report, Section, bench_options, ratio
+from flowkit.cli._benchmarks._common import cases as case_module
 from flowkit.cli._benchmarks._common.cases import bijections, cases
 from flowkit.cli._benchmarks._common.chains import chain, double_weights, redraw
 from flowkit.cli._benchmarks._common.networks import coupling_chain, train
 from flowkit.cli._benchmarks._common.peers import COUPLINGS, counterparts, installed, peer_chain, quiet, random_weights
+from flowkit.cli._benchmarks._common.pictures import ratio_bars
 
 import flowkit as fk
 from flowkit import diagnostics
@@ -47,6 +49,49 @@ def test_report_on_the_terminal(tmp_path, capsys):
     for expected in ("A table", "[a]", "1.0e-07", "not finite", "  error: what it says", "a note"):
         assert expected in shown
     assert next(line for line in shown.splitlines() if line.startswith(" b ")).split() == ["b", "not", "finite", "-"]
+
+
+@pytest.mark.parametrize(("quick", "shown"), [(True, "<= 2: not judged"), (False, "<= 2: missed")])
+def test_targets_are_not_judged_at_the_sizes_of_quick(tmp_path, capsys, quick, shown):
+    made = Report("b", Options(json=tmp_path / "b.json", plot=None, quick=quick, seed=0))
+    made.measure(Section("A table", (Column("target", ""),)), iter([{"target": "<= 2: missed"}]))
+    assert [line.strip() for line in capsys.readouterr().out.splitlines() if "<=" in line] == [shown]
+    made.finish()
+    assert json.loads((tmp_path / "b.json").read_text())["sections"][0]["rows"] == [{"target": "<= 2: missed"}]
+
+
+def test_bars_of_ratios_are_named_and_have_their_numbers_beside_them(tmp_path):
+    path = tmp_path / "b.svg"
+    made = Report("b", Options(json=None, plot=path, quick=True, seed=0))
+    columns = (Column("samples", "", "d"), Column("implementation", ""), Column("ratio", "to the limit; and so on"))
+    rows = [{"samples": n, "implementation": f"flowkit {n}", "ratio": ratio([n], [2.0])} for n in range(1, 41)]
+    made.measure(Section("Many", columns), iter([*rows, {"samples": 0, "implementation": "the limit"}]))
+    made.measure(Section("Without", columns), iter([{"implementation": "no ratio"}]))
+    figures = []
+    made.finish(lambda figure, report: (figures.append(figure), ratio_bars(figure, report)))
+    (axes,) = figures[0].axes
+    assert figures[0].get_figheight() > 9  # room for forty names
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == [
+        "samples 1, flowkit 1",
+        "samples 2, flowkit 2",
+    ]
+    assert [text.get_text() for text in axes.texts][:2] == ["0.50 (0.50-0.50)", "1.00 (1.00-1.00)"]
+    assert axes.get_xlabel() == "ratio to the limit; the line is 1"
+
+
+def test_what_needs_a_package_is_left_out_and_said(capsys, monkeypatch):
+    def needing(name, cls, example, seed):
+        if name == "flowkit.exp":
+            raise fk.MissingDependencyError('it needs a package: python -m pip install "flowkit[ode]"')
+        return name
+
+    monkeypatch.setattr(case_module, "make", needing)
+    monkeypatch.setattr(case_module, "bijections", lambda only: {"flowkit.exp": fk.Exp, "flowkit.log": fk.Log})
+    assert list(cases((), 0, most=1)) == ["flowkit.log"]
+    expected = 'left out: flowkit.exp: it needs a package: python -m pip install "flowkit[ode]"\n'
+    assert capsys.readouterr().err == expected
+    with pytest.raises(fk.MissingDependencyError):
+        list(cases(("flowkit.exp",), 0, most=1))
 
 
 def test_report_as_json(tmp_path):
