@@ -4,16 +4,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 FRIENDS = (
     ("FrEIA", "from_freia(network), FreiaBijection(module), as_freia(bijection)"),
-    ("scikit-learn", "FlowDensity(), a density estimator"),
-    ("huggingface_hub", "flow.push_to_hub(name), fk.load('hf://owner/name/file'), hub.prepare_folder(flow, folder)"),
-    ("sbi", "sbi_density_estimator(), the density_estimator of NPE"),
     ("nflows", "from_nflows(flow, condition=shape), NflowsTransform(transform, shape)"),
     ("zuko", "from_zuko(flow, condition=features), as_zuko(flow or bijection)"),
+    ("normflows", "no importer; docs/names.md says what its parts are called here"),
     ("torch", "flow.given(y) is a torch Distribution; BijectionTransform(bijection, *conditions)"),
     ("pyro-ppl", "as_pyro(flow, y) is what pyro.sample takes"),
-    ("normflows", "no importer; docs/interop.md shows its flows and flowkit's side by side"),
+    ("sbi", "sbi_density_estimator(), the density_estimator of NPE"),
+    ("scikit-learn", "FlowDensity(), a density estimator"),
     ("onnx", "export(flow, what, to='onnx', path=...), with onnxscript; to='torch' and 'aoti' need torch alone"),
     ("onnxruntime", "load_exported('flow.onnx')"),
+    (
+        "huggingface_hub",
+        "flow.push_to_hub(name), fk.load('hf://owner/name/file'), hub.prepare_folder(flow, folder)",
+    ),
 )
 
 
