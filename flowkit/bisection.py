@@ -17,11 +17,12 @@ def solve_monotone(
 ) -> Tensor:
     """x with f(x) = target, elementwise, for an increasing f whose root lies between `low` and `high`.
 
-    `steps` bisections narrow the bracket by `2 ** steps`, then Newton's method, which falls back to bisection where it
-    would leave the bracket, finds the root to rounding. None of these steps is recorded. Newton steps that are recorded
-    follow: their gradients with respect to the target, and to all that f holds, are those of the implicit function
-    theorem. They leave the value as it is, for where f is nearly flat its rounding would take an unguarded step far
-    away. There are no branches on data, so that it compiles and exports as one graph.
+    `steps` bisections narrow the bracket by `2 ** steps`, then Newton's method finds the root to rounding; where it
+    would leave the bracket, it goes on from the other end, which may be the root itself, or else bisects. None of these
+    steps is recorded. Newton steps that are recorded follow: their gradients with respect to the target, and to all
+    that f holds, are those of the implicit function theorem. They leave the value as it is, for where f is nearly flat
+    its rounding would take an unguarded step far away. There are no branches on data, so that it compiles and exports
+    as one graph.
 
     Args:
         f_and_derivative: gives f(x) and its derivative, which is positive, both of x's shape.
@@ -37,16 +38,24 @@ def solve_monotone(
     with torch.no_grad():
         best = x = (low + high) / 2
         smallest = torch.full_like(x, torch.inf)
+        from_low, from_high = low, high  # Newton's step from either end, or the end itself until it is evaluated
         for step in range(steps + NEWTON):
             value, derivative = f_and_derivative(x)
             error = value - target
             better = error.abs() < smallest
             best, smallest = torch.where(better, x, best), torch.where(better, error.abs(), smallest)
-            low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
-            x = (low + high) / 2
-            if step >= steps:
-                newton = torch.where(error <= 0, low, high) - error / derivative
-                x = torch.where((newton >= low) & (newton <= high), newton, x)
+            left, right = error <= 0, error >= 0
+            low, high = torch.where(left, x, low), torch.where(right, x, high)
+            if step < steps - 1:
+                x, from_low, from_high = (low + high) / 2, low, high
+                continue
+            newton = x - error / derivative
+            from_low, from_high = torch.where(left, newton, from_low), torch.where(right, newton, from_high)
+            # A step that overshoots an end says that the root is near it: the next is from there.
+            other = torch.where(left, from_high, from_low)
+            useful = (other >= low) & (other <= high) & (other != x)
+            otherwise = torch.where(useful, other, (low + high) / 2)
+            x = torch.where((newton >= low) & (newton <= high), newton, otherwise)
     x = best  # where Newton's step leaves the bracket by rounding alone, an earlier point is nearer
     for _ in range(POLISH):
         value, derivative = f_and_derivative(x)

@@ -15,7 +15,7 @@ from flowkit.shapes import Shape
 from flowkit.univariate.knots import find, knots, pick, sizes, within_unit
 from flowkit.univariate.linear_spline import TailedSpline
 
-BISECTIONS = 8
+BISECTIONS = 14  # next to a flat end each step of Newton's halves the distance, no more: slopes differ by a million
 LEAST = 1e-3  # an end's derivative, in thirds of its steepest, is between this and one minus this
 
 

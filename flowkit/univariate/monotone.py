@@ -15,9 +15,11 @@ from flowkit.errors import ConfigError
 from flowkit.shapes import Shape
 from flowkit.univariate.univariate import Univariate
 
-# Bisections before Newton's method, as many as make it converge with weights of ten times a standard normal's.
+# Bisections before Newton's method, as many as make it converge whatever is predicted, within 1e4; sigmoidal slopes
+# have no upper bound, and the root may lie in the one steep part of a bracket of millions.
 BISECTIONS_WITH_TAILS = 12
 BISECTIONS_OF_MIXTURE = 24
+BISECTIONS_OF_SIGMOIDAL = 40
 MARGIN = 1.05
 RATES = (0.5, 1.5)
 

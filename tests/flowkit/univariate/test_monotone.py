@@ -154,6 +154,52 @@ def test_learns_two_bumps_from_the_identity(name):
     assert loss.item() < 1.1
 
 
+FAR = [0.0, 10.0, -10.0, 300.0, -300.0, 1e4, -1e4, 1e6, -1e6]
+EXTREME = {  # what is predicted: random numbers, and signs times a size
+    "normal": torch.randn,
+    "large": lambda *shape: 1e4 * torch.randn(*shape),
+    "50": lambda *shape: 50 * torch.randn(*shape).sign(),
+    "1e4": lambda *shape: 1e4 * torch.randn(*shape).sign(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("predicted", EXTREME)
+@pytest.mark.parametrize("name", [*MAPS, "moebius", "cubic"])
+def test_the_inverse_is_as_near_as_rounding_over_the_slope_allows(name, predicted, dtype):
+    """Wherever the data lie and whatever is predicted: y is met to rounding, x to y's rounding over the slope."""
+    torch.manual_seed(2)
+    torch.set_default_dtype(dtype)
+    others = {"moebius": fk.Moebius.recipe(components=4), "cubic": fk.CubicSpline.recipe(bins=8)}
+    univariate = {**MAPS, **others}[name]((1,))
+    parameters = univariate.split(EXTREME[predicted](4500, univariate.numbers_per_element))
+    x = torch.tensor(FAR).repeat(500)[:, None]
+    if name == "moebius":
+        x = x.clamp(-3, 3)
+    y, log_derivative = univariate(x, *parameters)
+    back, minus = univariate.inverse(y, *parameters)
+    for each in (y, log_derivative, back, minus):
+        assert each.isfinite().all()
+    again, _ = univariate(back, *parameters)
+    # Mixtures add numbers of opposite signs, of up to 1e4 times two slopes of e^5.
+    eps = torch.finfo(dtype).eps * (3000 if name == "logistic_mixture" else 10)
+    slope = log_derivative.exp()
+    assert ((again - y).abs() <= eps * (1 + y.abs() + slope * x.abs())).all()
+    assert ((back - x).abs() <= eps * (1 + x.abs() + (1 + y.abs()) / slope)).all()
+    assert log_derivative.min() > -13
+
+
+def test_a_root_at_an_end_of_the_bracket_or_next_to_it():
+    """Newton's steps from within overshoot it; the end itself is tried then."""
+    target = torch.tensor([0.0, 1e-12, 1e-7, 1e-3, 0.75, 0.75 - 1e-9])
+
+    def f(t):  # concave, with slope 1 at 0 and 1/2 at 1
+        return t - t * t / 4, 1 - t / 2
+
+    root = solve_monotone(f, target, torch.zeros(6), torch.ones(6), 4)
+    torch.testing.assert_close(root, 2 - 2 * (1 - target).sqrt(), atol=1e-15, rtol=1e-12)
+
+
 def test_the_root_is_kept_where_the_function_is_flat():
     """A Newton step in a plateau of slope 1e-12 would leave; the gradient is still one over the derivative."""
     target = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float32, requires_grad=True)
