@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flowkit.errors import ConvergenceError
+from flowkit.first_order import refuse_second
 from flowkit.jacobian_net import Linearized
 
 POLISH = 2  # recorded Newton steps: with one the first derivatives are exact, with two the first three
@@ -58,10 +58,11 @@ def fixed_point(owner: str, function: Function, y: Tensor, iterations: int, tole
     """The root by x <- y - g(x) until the residual of every row is below the tolerance; `iterations` at most.
 
     Gradients come by the implicit function theorem, whose linear system is solved likewise; they are not recorded, and
-    a second derivative is refused by torch.
+    a second derivative is refused.
 
     Raises:
         ConvergenceError: the residual is above the tolerance after that many steps, here or in backward.
+        BackpropError: in backward, a second derivative is wanted.
     """
     limit = limit_of(y.detach(), tolerance)
     with torch.no_grad():
@@ -86,9 +87,9 @@ class _Root(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         owner, iterations, tolerance = ctx.settings
+        refuse_second(f"{owner}'s inverse by the fixed point: use log_det='exact'")
         limit, solution = limit_of(grad, tolerance, 0.0), grad  # a gradient has no scale of its own
         for _ in range(iterations):
             residual = grad - solution - ctx.g.pull(solution.unsqueeze(0))[0]

@@ -14,6 +14,7 @@ from flowkit.bijections.conditioning import check_conditions
 from flowkit.bijections.linear import full_precision
 from flowkit.bijections.residual import EXACT_UP_TO, LOG_DETS
 from flowkit.errors import ConfigError, ShapeError
+from flowkit.first_order import first_order
 from flowkit.jacobian_net import JacobianNet, Linearized
 from flowkit.ode import ADAPTIVE, FIXED, State, adaptive_steps, fixed_steps, torchdiffeq
 from flowkit.registry import Example, register
@@ -54,7 +55,8 @@ class ContinuousFlow(Bijection):
     `steps` must be chosen for the tolerance, which nothing checks. In float32 the tolerance is 4e-4 at best.
 
     Backward goes through every step, whose memory grows with their number; `adjoint=True` keeps none and solves the
-    adjoint equation instead, with an adaptive solver, for first derivatives of that solver's accuracy.
+    adjoint equation instead, with an adaptive solver, for first derivatives of that solver's accuracy; the second are
+    refused.
 
     Shapes: x `(B, C)` or `(B, C, ...)` with up to three spatial dimensions, conditions `(B, C', ...)` of the same
     spatial size, log_det `(B,)`. Autocast is off within the flow. A row with NaN or infinity gives NaN.
@@ -79,6 +81,7 @@ class ContinuousFlow(Bijection):
             or with `adjoint`.
         MissingDependencyError: an adaptive solver, and torchdiffeq is not installed.
         ConvergenceError: an adaptive solver needs more steps.
+        BackpropError: in backward, a second derivative with `adjoint`.
 
     Source: Chen et al., Neural ordinary differential equations, 2018, theorem 1; Grathwohl et al., FFJORD: Free-form
         continuous dynamics for scalable reversible generative models, 2019, section 3.
@@ -194,6 +197,8 @@ class ContinuousFlow(Bijection):
             state = adaptive_steps(
                 "ContinuousFlow", self.solver, field, (clean, *state[1:]), start, end, tolerance, self.steps, kept
             )
+            if self.adjoint:
+                state = first_order("the adjoint equation: use adjoint=False", *state)
             state = tuple(v.masked_fill(bad.reshape(-1, *[1] * (v.dim() - 1)), math.nan) for v in state)
             return state[0], state[-1]
 

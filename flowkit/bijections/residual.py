@@ -14,6 +14,7 @@ from flowkit.bijections.conditioning import check_conditions
 from flowkit.bijections.linear import full_precision
 from flowkit.contraction import fixed_point, newton_or_picard
 from flowkit.errors import ConfigError, ShapeError
+from flowkit.first_order import first_order
 from flowkit.jacobian_net import CONTRACTIONS, JacobianNet, Linearized
 from flowkit.registry import Example, register
 from flowkit.shapes import numel
@@ -21,6 +22,7 @@ from flowkit.shapes import numel
 LOG_DETS = ("auto", "exact", "estimate")
 EXACT_UP_TO = 32  # elements: the exact log-det costs as much as so many runs of the net
 NEWTON = 6  # steps where the Jacobian is known: 3 were enough in all trials, each squares the error near the root
+SECOND = "a ResidualBlock's estimated log-det in training mode: call eval() or use log_det='exact'"
 PICARD_MARGIN = 1e-3  # of the tolerance, which the most steps of the fixed point are counted for
 
 
@@ -55,14 +57,14 @@ class ResidualBlock(Bijection):
     With `log_det="estimate"` the block is `stochastic` and `adaptive`. The log-det is an unbiased estimate, drawn anew
     at every call: the power series of the logarithm, cut at random (Russian roulette), its traces by random signs
     (Hutchinson). In training its gradient is the unbiased estimate of the Neumann series, which records one product
-    whatever the number of terms. In eval mode the estimate is unbiased too, with more terms before the roulette, and
-    the gradient is that of the value itself. One number of terms is drawn for all rows of a call; its chance to go on,
-    `survival`, is above coeff**2, so that the variance is finite. The inverse takes steps of the fixed point until the
-    residual is small enough, with exact gradients by the implicit function theorem, the second refused.
+    whatever the number of terms, and a second derivative is refused. In eval mode the estimate is unbiased too, with
+    more terms before the roulette, and the gradient is that of the value itself. One number of terms is drawn for all
+    rows of a call; its chance to go on, `survival`, is above coeff**2, so that the variance is finite. The inverse
+    takes steps of the fixed point until the residual is small enough, with exact gradients by the implicit function
+    theorem, the second refused.
 
     In both, the residual |x + g(x, c) - y| <= tolerance (1 + |y|) is checked in eager mode, and x is within that
-    divided by 1 - coeff of the root. The tolerance is 1e-12 in float64; in float32, 3e-5. One number of terms is drawn
-    for all rows of a call. Its chance to go on, `survival`, is above coeff**2, so that the variance is finite.
+    divided by 1 - coeff of the root. The tolerance is 1e-12 in float64; in float32, 3e-5.
 
     Shapes: x `(B, C)` or `(B, C, ...)` with up to three spatial dimensions, conditions `(B, C', ...)` of the same
     spatial size, log_det `(B,)`. Autocast is off within the block. On CUDA, convolutions need
@@ -86,6 +88,7 @@ class ResidualBlock(Bijection):
         ShapeError: a scalar or more than three spatial dimensions; a condition that does not fit.
         ConfigError: a number out of its range; an unknown activation or `log_det`.
         ConvergenceError: the inverse did not reach the tolerance, in eager mode.
+        BackpropError: a second derivative of what has none, see above.
 
     Source: Behrmann et al., Invertible residual networks, 2019; Chen et al., Residual flows for invertible generative
         modeling, 2019, theorems 1 and 2 (the log-det and its gradient), section 3.3 (LipSwish).
@@ -220,7 +223,7 @@ def series_log_det(g: Linearized, weights: Sequence[float], probes: int, recorde
             value = value + sign * weight / k * _dot(power, signs)
             neumann = neumann - sign * weight * power
     if not recorded and torch.is_grad_enabled():
-        product = _dot(neumann, g.push(signs))
+        (product,) = first_order(SECOND, _dot(neumann, g.push(signs)))
         value = value + product - product.detach()
     return value.mean(0)
 

@@ -98,6 +98,15 @@ def test_the_adjoint_gives_every_gradient():
             torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
 
 
+def test_the_adjoint_has_no_second_derivative():
+    """Torch would take what backward has not recorded for zero."""
+    flow = made((3,), hidden=(6,), tolerance=1e-5, adjoint=True)
+    x = torch.randn(2, 3, requires_grad=True)
+    torch.autograd.grad(flow(x)[1].sum(), x)
+    with pytest.raises(fk.BackpropError, match="cannot be taken through the adjoint equation: use adjoint=False"):
+        torch.autograd.grad(flow(x)[1].sum() + x.square().sum(), x, create_graph=True)
+
+
 def test_the_adjoint_keeps_no_steps():
     def kept(adjoint, tolerance):
         flow = made((3,), hidden=(6,), tolerance=tolerance, adjoint=adjoint)
