@@ -45,4 +45,4 @@ def first_order(why: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return tensors
-    return _FirstOrder.apply(why, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return _FirstOrder.apply(why, *tensors)

@@ -139,10 +139,15 @@ class Coupling(Bijection):
         for half, subnet, univariate, part in reversed(stages) if inverse else stages:
             predicted = subnet(halves[1 - half], c, part)
             apply = univariate.inverse if inverse else univariate.forward
-            transformed, log_derivative = apply(halves[half], *univariate.split(predicted))
+            active = halves[half] if univariate.domain is None else self._filled(half, univariate, halves[half])
+            transformed, log_derivative = apply(active, *univariate.split(predicted))
             halves[half] = partition.keep(half, transformed)
             log_derivatives.append(partition.keep(half, log_derivative))
         return halves, log_derivatives
+
+    def _filled(self, half: int, univariate: Any, values: Tensor) -> Tensor:
+        """A half whose gaps, if any, lie in the middle of the univariate map's domain, to which 0 may not belong."""
+        return self.partition.keep(half, values, sum(univariate.domain) / 2)
 
     def forward(self, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """Data to latent: `(y, log_det)`; `given` is the conditions or one `fk.Prepared`."""
@@ -174,8 +179,9 @@ class Coupling(Bijection):
         for half, subnet, univariate in reversed(stages):
             predicted, pull_back = tape.run(subnet, halves[1 - half])
             wanted = partition.keep(half, grad_log.expand_as(halves[half])) if partition.gaps else grad_log
+            active = halves[half] if univariate.domain is None else self._filled(half, univariate, halves[half])
             before, grads[half], grad_parameters, own = univariate.undo(
-                halves[half], univariate.split(predicted), grads[half], wanted
+                active, univariate.split(predicted), grads[half], wanted
             )
             halves[half] = partition.keep(half, before)
             for name, grad in own.items():

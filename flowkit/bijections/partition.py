@@ -38,8 +38,8 @@ class Halves(nn.Module):
         """The inverse of `part`."""
         return torch.cat(tuple(parts), 1)
 
-    def keep(self, half: int, values: Tensor) -> Tensor:
-        """The values with zeros where an element is not of this part; for a part without gaps, as they are."""
+    def keep(self, half: int, values: Tensor, fill: float = 0.0) -> Tensor:
+        """The values with `fill` where an element is not of this part; for a part without gaps, as they are."""
         return values
 
     def extra_repr(self) -> str:
@@ -102,9 +102,9 @@ class Checkerboard(Halves):
         """The inverse of `part`."""
         return torch.where(self.second, parts[1], parts[0])
 
-    def keep(self, half: int, values: Tensor) -> Tensor:
-        """The values with zeros where an element is not of this part."""
-        return values.masked_fill(~self.second if half else self.second, 0.0)
+    def keep(self, half: int, values: Tensor, fill: float = 0.0) -> Tensor:
+        """The values with `fill` where an element is not of this part."""
+        return values.masked_fill(~self.second if half else self.second, fill)
 
     def extra_repr(self) -> str:
         """That it is a checkerboard."""

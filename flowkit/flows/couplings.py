@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flowkit.bijections import (
     AdditiveCoupling,
     AffineCoupling,
+    CircleShift,
     Coupling,
     ElementwiseAffine,
     LULinear,
@@ -167,5 +168,7 @@ def circular_nsf(
     x = graph.input("x", shape)
     for layer in range(layers):
         x = graph.add(Coupling, x, subnet=subnet, univariate=spline, active=SIDES[layer % 2], **given)
+    if layers == 1:  # the passive half has met no map that takes any number for an angle
+        x = graph.add(CircleShift, x)
     graph.output("z", x)
     return Flow(graph, Uniform(shape[0], low=-math.pi, high=math.pi))

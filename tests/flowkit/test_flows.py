@@ -196,6 +196,13 @@ def test_circular_nsf_on_the_torus():
         fk.flows.circular_nsf((2, 3))
 
 
+def test_one_layer_of_circular_nsf_takes_angles_modulo_a_turn_too():
+    """Its passive half passed unchanged, and outside of the base's turn."""
+    flow = redrawn(fk.flows.circular_nsf(3, layers=1, hidden=(8,), bins=3))
+    x = torch.rand(5, 3)
+    torch.testing.assert_close(flow.log_prob(x + 2 * math.pi), flow.log_prob(x))
+
+
 def test_hidden_widths_of_maps_are_all_used():
     flow = fk.flows.nsf((4, 4, 4), layers=1, hidden=(5, 6))
     assert [p.shape[0] for p in flow.parameters() if p.dim() == 4] == [5, 6, 46]  # 2 channels of 3 * 8 - 1 numbers

@@ -185,6 +185,21 @@ def test_a_split_leaves_the_passive_part_alone(redraw):
     assert torch.equal(changed, (torch.arange(3)[:, None] + torch.arange(4)) % 2 == 1)
 
 
+def test_a_checkerboards_gaps_lie_in_the_domain_of_a_bounded_map(redraw):
+    """A gap of 0 was refused as data outside of [1, 2]."""
+    univariate = fk.BoundedRationalQuadraticSpline.recipe(bins=3, low=1.0, high=2.0)
+    subnet = fk.ConvNet(hidden=3, activation="silu")
+    b = redraw(fk.Coupling((1, 4), subnet=subnet, univariate=univariate, split="checkerboard", two_sided=True))
+    x = 1 + torch.rand(3, 1, 4)
+    y, log_det = b(x)
+    torch.testing.assert_close(b.inverse(y), (x, -log_det))
+    grads = []
+    for mode in ("plain", "reverse"):
+        flow = fk.Flow(b, backprop=mode)
+        grads.append(torch.autograd.grad(flow.log_prob(x).sum(), list(flow.parameters())))
+    torch.testing.assert_close(*grads)
+
+
 def test_additive_and_gin_keep_the_volume(redraw, arguments, log_abs_det):
     for b in (fk.AdditiveCoupling((4,), subnet=MLP), fk.GINCoupling((5,), subnet=MLP, two_sided=True)):
         inputs, _ = arguments(redraw(b))
