@@ -8,6 +8,18 @@ from torch import Tensor
 from flowkit.errors import InputError
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether numbers can be looked at: not on meta, nor in compile, export, make_fx and function transforms.
+
+    >>> has_values(torch.zeros(1)), has_values(torch.zeros(1, device="meta"))
+    (True, False)
+    """
+    if torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    recorded = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)  # by make_fx
+    return recorded is None
+
+
 def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = False) -> None:
     """Refuse values outside `(low, high)`, or `[low, high]` where it is closed; NaN passes, and is propagated.
 
@@ -18,9 +30,7 @@ def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = 
 
     >>> check_domain("Log", torch.tensor([1.0, 2.0]), 0.0, float("inf"))
     """
-    if torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
-        return
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:  # make_fx, which has no values
+    if not has_values(x):
         return
     outside = (x < low) | (x > high) if closed else (x <= low) | (x >= high)
     if not outside.any():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.distributions.base import Base, Parametrized
+from flowkit.domain import has_values
 from flowkit.errors import ConfigError, InputError, ShapeError
 from flowkit.registry import register
 
@@ -142,8 +143,7 @@ class ClassConditional(Base):
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise InputError(f"ClassConditional needs integer labels, got {labels.dtype}")
         count = len(self.means)
-        seen = not (torch.compiler.is_compiling() or labels.is_meta or torch._C._functorch.peek_interpreter_stack())
-        if seen and ((labels < 0) | (labels >= count)).any():
+        if has_values(labels) and ((labels < 0) | (labels >= count)).any():
             found = labels.min().item() if labels.min() < 0 else labels.max().item()
             raise InputError(f"ClassConditional needs labels from 0 to {count - 1}, got {found}")
         labels = labels.long()  # bytes would be taken for a mask

@@ -198,7 +198,7 @@ def test_log_det_cost_leaves_the_log_det_out(monkeypatch):
     torch.testing.assert_close(timed["values"], (y,))
 
 
-@pytest.mark.parametrize("cls", [fk.Log, fk.Logit, fk.StickBreaking, fk.Softclip])
+@pytest.mark.parametrize("cls", [fk.Log, fk.Logit, fk.StickBreaking, fk.SphereMoebius, fk.SphereToCylinder])
 def test_the_cost_of_a_map_that_checks_its_domain_can_be_measured(cls):
     op = cls((3,))
     assert diagnostics.log_det_cost(op, op.example_inputs(4), rounds=1).seconds > 0
