@@ -12,6 +12,7 @@ import torch
 
 from flowkit.bijection import as_tuple
 from flowkit.diagnostics import log_det_cost, log_det_error
+from flowkit.shapes import numel
 
 from ._common import Column, Report, Section, bench_options, colorization
 from ._common.cases import Case, cases
@@ -72,7 +73,7 @@ def command(options: Any, only: tuple[str, ...], steps: int, rounds: int) -> Non
     report = Report("jacobian", options, steps=steps, rounds=rounds, rows=ROWS, only=list(only))
     found = list(cases(only, options.seed, most=2 if quick else 100))
     columns = (Column("bijection", ""), Column("configuration", ""), DIMENSIONS, *EXACTNESS, FLOAT32, *STRETCH, *COST)
-    note = "Weights random, far from the identity."
+    note = "Weights random, far from the identity. '-' where a log-det is an estimate, or of a surface's area."
     report.measure(
         Section("Registered bijections", columns, note=note), (_op_row(c, rounds) for c in found), len(found)
     )
@@ -128,8 +129,10 @@ def _cost(bijection: Any, x: Any, given: Any, rounds: int) -> dict[str, float]:
 
 def _op_row(case: Case, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"bijection": case.name, "configuration": case.detail}
-    if case.bijection.stochastic:
-        return row  # its log-det may be an estimate, and two calls differ
+    bijection = case.bijection
+    of_area = bijection.embedded or sum(map(numel, bijection.in_shapes)) != sum(map(numel, bijection.out_shapes))
+    if bijection.stochastic or of_area:  # of an estimate two calls differ; of an area there is no square Jacobian
+        return row
     row |= _figures(case.bijection, *_rounded(*case.data(ROWS)))
     return row | _cost(case.to(torch.float32), *case.data(TIMED_ROWS, torch.float32), rounds)
 
@@ -186,8 +189,9 @@ def _plot(figure: Any, report: Report) -> None:
     axes = figure.subplots(1, 2) if "Networks" in sections else [figure.subplots()]
     worst: dict[str, float] = {}
     for row in sections["Registered bijections"]:
-        found = max(row.get("forward", 0.0), row.get("inverse", 0.0))
-        worst[row["bijection"]] = max(worst.get(row["bijection"], 0.0), found)
+        if "forward" in row:
+            found = max(row["forward"], row["inverse"])
+            worst[row["bijection"]] = max(worst.get(row["bijection"], 0.0), found)
     worst_bars(axes[0], worst, 1e-17)
     axes[0].set_xlabel("largest |log-det - log |det J|| / (1 + |log |det J||), float64")
     axes[0].set_title("Log-det against autograd's Jacobian, the worse direction", loc="left", fontsize=10)

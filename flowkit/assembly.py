@@ -21,6 +21,8 @@ def graph_of(part: Any) -> Graph:
         return part.graph
     if not isinstance(part, Bijection):
         hint = " (build an instance first)" if isinstance(part, type) else ""
+        if isinstance(part, list | tuple | nn.Sequential | nn.ModuleList):
+            hint = ": graph.add takes one bijection after the other"
         raise GraphError(
             f"a Flow is made from a Graph or a Bijection, got {getattr(part, '__name__', type(part).__name__)}{hint}"
         )

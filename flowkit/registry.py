@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -182,15 +183,21 @@ def lookup(name: str) -> Any:
     """The class or function of that name; the plugin that its prefix names is loaded at the first look-up.
 
     Raises:
-        RegistryError: no such name; the message says which plugin would have it.
+        RegistryError: no such name; the message says which plugin would have it, or what may have been meant.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise RegistryError(f"{repr(name)[:60]} is not registered: no name is like this, a name is 'prefix.name'")
+        meant = ""
+        if isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w{0,50}", name):
+            _load("flowkit")
+            meant = _meant(f"flowkit.{name}")
+        raise RegistryError(
+            f"{repr(name)[:60]} is not registered: no name is like this, a name is 'prefix.name'{meant}"
+        )
     if name not in _objects:
         prefix = name.split(".")[0]
         _load(prefix)
         if name not in _objects:
-            raise RegistryError(f"'{name}' is not registered: {_why_missing(prefix)}")
+            raise RegistryError(f"'{name}' is not registered: {_why_missing(prefix)}{_meant(name)}")
     return _objects[name]
 
 
@@ -237,6 +244,14 @@ def _load(prefix: str) -> None:
                 PluginWarning,
                 stacklevel=4,
             )
+
+
+def _meant(name: str) -> str:
+    """The part of the same prefix that was probably meant: a class's name in place of the registered one, say."""
+    prefix, _, part = name.partition(".")
+    bare = {known: known.partition(".")[2].replace("_", "") for known in _objects if known.split(".")[0] == prefix}
+    close = difflib.get_close_matches(part.replace("_", "").lower(), bare.values(), n=1, cutoff=0.75)
+    return "".join(f"; did you mean '{known}'?" for known, text in bare.items() if text in close)
 
 
 def _why_missing(prefix: str) -> str:

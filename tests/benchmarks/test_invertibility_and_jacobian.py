@@ -52,6 +52,17 @@ def test_jacobian_of_one_op(tmp_path, capsys):
     assert plot.exists()
 
 
+def test_jacobian_of_ops_with_a_domain_and_on_surfaces(tmp_path):
+    path, plot = tmp_path / "a.json", tmp_path / "a.svg"
+    ops = ("flowkit.log", "flowkit.stick_breaking", "flowkit.sphere_moebius", "flowkit.sphere_to_cylinder")
+    only = [word for name in ops for word in ("--only", name)]
+    assert run(["bench", "jacobian", "--quick", *only, "--json", str(path), "--plot", str(plot)]) == 0
+    (section,) = json.loads(path.read_text())["sections"]
+    measured = {row["bijection"] for row in section["rows"] if "forward" in row}
+    assert {row["bijection"] for row in section["rows"]} == set(ops)
+    assert measured == {"flowkit.log"}  # the others' log-dets are of areas, for which there is no square Jacobian
+
+
 @pytest.mark.parametrize("bench", ["invertibility", "jacobian"])
 def test_wrong_names_are_refused(bench, capsys):
     assert run(["bench", bench, "--only", "flowkit.affine_coupling_"]) == 2

@@ -169,6 +169,7 @@ def test_flow_of_a_bijection_names_its_wires():
     ("network", "message"),
     [
         (fk.Permute, r"a Flow is made from a Graph or a Bijection, got Permute \(build an instance first\)"),
+        ([fk.Permute((2,))], r"a Graph or a Bijection, got list: graph\.add takes one bijection after the other"),
         (nn.Linear(2, 2), "got Linear"),
         (None, "got NoneType"),
     ],

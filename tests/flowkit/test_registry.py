@@ -214,3 +214,22 @@ def test_a_failed_construction_remembers_nothing():
     with pytest.raises(fk.ConfigError):
         fk.Permute((2,), order=(0, 0))
     assert torch.equal(fk.Permute((2,)).order, torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("name", ["flowkit.AffineCoupling", "flowkit.affinecoupling", "flowkit.affine_copling"])
+def test_a_name_that_is_nearly_right_is_told_the_right_one(name):
+    with pytest.raises(fk.RegistryError, match=r"has no such part; did you mean 'flowkit\.affine_coupling'\?$"):
+        fk.lookup(name)
+
+
+def test_a_name_without_its_prefix_is_told_the_whole_one():
+    expected = (
+        r"'AffineCoupling' is not registered: .* a name is 'prefix\.name'; did you mean 'flowkit\.affine_coupling'\?$"
+    )
+    with pytest.raises(fk.RegistryError, match=expected):
+        fk.lookup("AffineCoupling")
+
+
+def test_a_name_that_is_like_no_other_is_told_none():
+    with pytest.raises(fk.RegistryError, match=r"has no such part$"):
+        fk.lookup("flowkit.zzzzzz")
