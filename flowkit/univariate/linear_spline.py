@@ -51,7 +51,7 @@ class TailedSpline(Univariate):
 
     def _with_tails(self, x: Tensor, image: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
         outside = x.abs() > self.bound
-        inner = (2 * image - 1) * self.bound
+        inner = (2 * within_unit(image) - 1) * self.bound  # rounded beyond the bound, it would come back as a tail
         return torch.where(outside, x, inner), torch.where(outside, 0.0, log_derivative)
 
 
