@@ -68,10 +68,10 @@ def test_is_freias_with_equal_weights(shape, condition, recipe, theirs, ours):
     block, made = freias_and_ours(shape, condition, recipe, theirs, ours)
     x, c = torch.randn(4, *shape), torch.randn(4, *condition)
     (y,), log_det = block([x], [c])
-    torch.testing.assert_close(made(x, c), (y, log_det))
+    torch.testing.assert_close(made(x, c), (y, log_det), atol=1e-10, rtol=1e-10)
     (back,), log_det = block([y], [c], rev=True)
-    torch.testing.assert_close(made.inverse(y, c), (back, log_det))
-    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(made.inverse(y, c), (back, log_det), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(back, x, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("scale", ["softplus", "sigmoid", "exp"])

@@ -33,9 +33,9 @@ def test_two_sided_is_freias_glow_coupling(shape, condition, recipe, clamp, limi
     block.subnet1.load_state_dict(ours.subnets[1].net.state_dict())
     x, c = torch.randn(4, *shape), torch.randn(4, *condition)
     (y,), log_det = block([x], [c])
-    torch.testing.assert_close(ours(x, c), (y, log_det))
+    torch.testing.assert_close(ours(x, c), (y, log_det), atol=1e-10, rtol=1e-10)
     (back,), log_det = block([x], [c], rev=True)
-    torch.testing.assert_close(ours.inverse(x, c), (back, log_det))
+    torch.testing.assert_close(ours.inverse(x, c), (back, log_det), atol=1e-10, rtol=1e-10)
 
 
 def test_one_sided_is_freias_all_in_one_coupling():
@@ -49,9 +49,9 @@ def test_one_sided_is_freias_all_in_one_coupling():
     (y,), log_det = block([x], [c])
     coupled, own = ours(x, c)
     wanted, after = block._permute(coupled)  # theirs goes on with a fixed scale and a permutation
-    torch.testing.assert_close((y, log_det), (wanted, own + after))
+    torch.testing.assert_close((y, log_det), (wanted, own + after), atol=1e-10, rtol=1e-10)
     (back,), log_det = block([y], [c], rev=True)
-    torch.testing.assert_close((back, log_det + after), (x, ours.inverse(coupled, c)[1]))
+    torch.testing.assert_close((back, log_det + after), (x, ours.inverse(coupled, c)[1]), atol=1e-10, rtol=1e-10)
 
 
 def test_the_formula_of_each_half():

@@ -21,8 +21,8 @@ def test_is_nflows_qr_with_equal_weights():
         ours.upper.copy_(upper.triu(1) + theirs.log_upper_diag.diag())
     x = torch.randn(4, 5)
     y, log_det = theirs(x)
-    torch.testing.assert_close(ours(x), (y, log_det))
-    torch.testing.assert_close(ours.inverse(y), (x, -log_det))
+    torch.testing.assert_close(ours(x), (y, log_det), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(y), (x, -log_det), atol=1e-10, rtol=1e-10)
 
 
 def test_is_nflows_svd_with_equal_weights():
@@ -37,8 +37,8 @@ def test_is_nflows_svd_with_equal_weights():
         ours.log_values.copy_(theirs.log_diagonal)
     x = torch.randn(4, 5)
     y, log_det = theirs(x)
-    torch.testing.assert_close(ours(x), (y, log_det))
-    torch.testing.assert_close(ours.inverse(y), (x, -log_det))
+    torch.testing.assert_close(ours(x), (y, log_det), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(y), (x, -log_det), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -30,8 +30,8 @@ def test_glow_is_nflows_with_equal_weights():
         state[name] = torch.cat((scale, shift))
     ours.subnets[0].net.load_state_dict(state)
     x = 3 * torch.randn(6, 5)
-    torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours.inverse(x), theirs.inverse(x))
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(x), theirs.inverse(x), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("min_scale", [0.0, 1e-3])
@@ -70,9 +70,9 @@ def test_one_sided_is_freias(shape, condition, recipe):
     theirs.subnet.load_state_dict(ours.subnets[0].net.state_dict())
     x, c = torch.randn(3, *shape), torch.randn(3, *condition)
     (y,), log_det = theirs([x], [c])
-    torch.testing.assert_close(ours(x, c), (y, log_det))
+    torch.testing.assert_close(ours(x, c), (y, log_det), atol=1e-10, rtol=1e-10)
     (back,), log_det = theirs([y], [c], rev=True)
-    torch.testing.assert_close(ours.inverse(y, c), (back, log_det))
+    torch.testing.assert_close(ours.inverse(y, c), (back, log_det), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("shape", "condition", "recipe"), [((3,), (2,), net), ((1, 2, 4), (2, 2, 4), conv)])
@@ -84,9 +84,9 @@ def test_conditional_affine_is_freias(shape, condition, recipe):
     theirs.subnet.load_state_dict(ours.subnet.net.state_dict())
     x, c = torch.randn(3, *shape), torch.randn(3, *condition)
     (y,), log_det = theirs([x], [c])
-    torch.testing.assert_close(ours(x, c), (y, log_det))
+    torch.testing.assert_close(ours(x, c), (y, log_det), atol=1e-10, rtol=1e-10)
     (back,), log_det = theirs([y], [c], rev=True)
-    torch.testing.assert_close(ours.inverse(y, c), (back, log_det))
+    torch.testing.assert_close(ours.inverse(y, c), (back, log_det), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("given", [(), []])
@@ -103,5 +103,5 @@ def test_additive_is_freias_nice():
     theirs.F.load_state_dict(ours.subnets[0].net.state_dict())
     theirs.G.load_state_dict(ours.subnets[1].net.state_dict())
     x, c = torch.randn(3, 4), torch.randn(3, 3)
-    torch.testing.assert_close(ours(x, c)[0], theirs([x], [c])[0][0])
-    torch.testing.assert_close(ours.inverse(x, c)[0], theirs([x], [c], rev=True)[0][0])
+    torch.testing.assert_close(ours(x, c)[0], theirs([x], [c])[0][0], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(x, c)[0], theirs([x], [c], rev=True)[0][0], atol=1e-10, rtol=1e-10)

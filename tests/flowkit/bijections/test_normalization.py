@@ -171,8 +171,8 @@ def test_batch_norm_is_nflows_in_eval_mode():
         ours.log_scale.copy_(theirs.weight.log())
         ours.shift.copy_(theirs.bias)
     x = torch.randn(4, 3)
-    torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours.inverse(x), theirs.inverse(x))
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(x), theirs.inverse(x), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("backprop", ["checkpoint", "reverse"])
@@ -218,11 +218,11 @@ def test_learned_scale_is_freias_forward():
         theirs.s.copy_(ours.log_scale.normal_())
     x = torch.randn(4, 2, 3)
     (y,), log_det = theirs([x])
-    torch.testing.assert_close(ours(x), (y, log_det.expand(4)))
-    torch.testing.assert_close(ours.inverse(y), (x, -log_det.expand(4)))
+    torch.testing.assert_close(ours(x), (y, log_det.expand(4)), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.inverse(y), (x, -log_det.expand(4)), atol=1e-10, rtol=1e-10)
     (back,), wrong = theirs([y], rev=True)
-    torch.testing.assert_close(back, x)
-    torch.testing.assert_close(wrong, log_det)  # should be minus that
+    torch.testing.assert_close(back, x, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(wrong, log_det, atol=1e-10, rtol=1e-10)  # should be minus that
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2, 4)])

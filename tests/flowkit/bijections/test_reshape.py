@@ -93,9 +93,9 @@ def test_squeeze_is_freias_and_the_checkerboards_other_order():
 
     x = torch.randn(2, 3, 4, 6)
     (wanted,), _ = IRevNetDownsampling([(3, 4, 6)]).double()([x])
-    torch.testing.assert_close(fk.Squeeze((3, 4, 6))(x)[0], wanted)
+    torch.testing.assert_close(fk.Squeeze((3, 4, 6))(x)[0], wanted, atol=1e-10, rtol=1e-10)
     order = wanted.view(2, 3, 4, 2, 3)[:, :, [0, 3, 1, 2]].transpose(1, 2).flatten(1, 2)
-    torch.testing.assert_close(fk.CheckerboardSqueeze((3, 4, 6))(x)[0], order)
+    torch.testing.assert_close(fk.CheckerboardSqueeze((3, 4, 6))(x)[0], order, atol=1e-10, rtol=1e-10)
 
 
 def test_checkerboard_squeeze_refuses_by_its_own_name():

@@ -35,7 +35,7 @@ def test_is_the_mixture_of_torch():
     y, log_derivative = reference(x, raw.softmax(1), mixture.rates * locations, clamped.exp())
     s_clamped = s / (1 + s.abs() / 5)
     got = mixture(x, raw, locations, scales, s, t)
-    torch.testing.assert_close(got, (y * s_clamped.exp() + t, log_derivative + s_clamped), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(got, (y * s_clamped.exp() + t, log_derivative + s_clamped), atol=1e-9, rtol=1e-9)
 
 
 def test_sigmoidal_is_the_mixture_with_slopes():
@@ -45,7 +45,7 @@ def test_sigmoidal_is_the_mixture_with_slopes():
     x = 2 * torch.randn(32, 3)
     a = torch.nn.functional.softplus(sigmoidal.rates * slopes + sigmoidal.offset) + 1e-3
     y = reference(x, weights.softmax(1), -sigmoidal.rates * offsets / a, 1 / a)
-    torch.testing.assert_close(sigmoidal(x, slopes, offsets, weights), y, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(sigmoidal(x, slopes, offsets, weights), y, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [fk.Sigmoidal, fk.LogisticMixture])

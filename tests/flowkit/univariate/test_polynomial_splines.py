@@ -38,13 +38,13 @@ def test_the_quadratic_spline_equals_nflows(inverse):
     relative = (derivatives - 1e-3) / (1 - 1e-3)
     assert (derivatives[:, 0] - 1).abs().max() < 1e-12
     area = (sizes * (relative[:, :-1] + relative[:, 1:])).sum(1) / 2
-    torch.testing.assert_close(area, torch.ones_like(area))
+    torch.testing.assert_close(area, torch.ones_like(area), atol=1e-10, rtol=1e-10)
     raw = (2 * relative - 1e-3).expm1().log()  # softplus of it, and 0.001, is twice the derivative: they are normalised
     x = 6 * torch.rand(64, 3) - 3
     ends = {"left": -3.0, "right": 3.0, "bottom": -3.0, "top": 3.0}
     theirs = quadratic_spline(x, widths.movedim(1, -1), raw.movedim(1, -1), inverse=inverse, **ends)
     ours = (spline.inverse if inverse else spline)(x, widths, inner)
-    torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
 def test_the_cubic_spline_equals_nflows():
@@ -52,7 +52,7 @@ def test_the_cubic_spline_equals_nflows():
     x = 4 * torch.randn(64, 3)
     ends = [(1e-3 + 0.998 * torch.sigmoid(raw + spline.offset)).logit().unsqueeze(-1) for raw in (first, last)]
     theirs = unconstrained_cubic_spline(x, widths.movedim(1, -1), heights.movedim(1, -1), *ends, tail_bound=3.0)
-    torch.testing.assert_close(spline(x, widths, heights, first, last), theirs, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(spline(x, widths, heights, first, last), theirs, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

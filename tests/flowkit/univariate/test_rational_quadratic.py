@@ -21,7 +21,7 @@ def test_equals_nflows(inverse):
     last = [p.movedim(1, -1) for p in (widths, heights, derivatives + spline.offset)]
     theirs = unconstrained_rational_quadratic_spline(x, *last, inverse=inverse, tail_bound=3.0)
     ours = (spline.inverse if inverse else spline)(x, widths, heights, derivatives)
-    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 2)])

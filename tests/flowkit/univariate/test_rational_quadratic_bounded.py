@@ -23,7 +23,7 @@ def test_the_bounded_spline_equals_nflows(inverse):
     last = [p.movedim(1, -1) for p in (widths, heights, derivatives + spline.offset)]
     theirs = rational_quadratic_spline(x, *last, inverse=inverse, left=-1.0, right=3.0, bottom=-1.0, top=3.0)
     ours = (spline.inverse if inverse else spline)(x, widths, heights, derivatives)
-    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", [BOUNDED, CIRCULAR])
