@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from normflows.flows import PeriodicShift
 
 import flowkit as fk
 from flowkit.testing import check_bijection
@@ -124,6 +125,16 @@ def test_wrap():
     assert ((wrapped >= -math.pi) & (wrapped < math.pi)).all()
     torch.testing.assert_close(wrapped.cos(), angles.cos())
     torch.testing.assert_close(wrapped.sin(), angles.sin())
+
+
+def test_a_shift_is_normflows():
+    shift = 4 * torch.randn(2)
+    theirs, ours = PeriodicShift([0, 1], bound=math.pi, shift=shift), fk.CircleShift((2,))
+    with torch.no_grad():
+        ours.numbers.copy_(shift)
+    x = math.pi * (2 * torch.rand(9, 2) - 1)
+    for mine, run in ((ours, theirs), (ours.inverse, theirs.inverse)):
+        torch.testing.assert_close(mine(x), run(x), atol=1e-12, rtol=1e-12)
 
 
 def test_a_shift_over_the_seam():

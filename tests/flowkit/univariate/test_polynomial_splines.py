@@ -47,12 +47,28 @@ def test_the_quadratic_spline_equals_nflows(inverse):
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
-def test_the_cubic_spline_equals_nflows():
-    spline, (widths, heights, first, last) = drawn(fk.CubicSpline)
-    x = 4 * torch.randn(64, 3)
+def nflows_cubic(spline, x, widths, heights, first, last, inverse=False):
     ends = [(1e-3 + 0.998 * torch.sigmoid(raw + spline.offset)).logit().unsqueeze(-1) for raw in (first, last)]
-    theirs = unconstrained_cubic_spline(x, widths.movedim(1, -1), heights.movedim(1, -1), *ends, tail_bound=3.0)
-    torch.testing.assert_close(spline(x, widths, heights, first, last), theirs, atol=1e-10, rtol=1e-10)
+    inner = [each.movedim(1, -1) for each in (widths, heights)]
+    return unconstrained_cubic_spline(x, *inner, *ends, tail_bound=3.0, inverse=inverse)
+
+
+def test_the_cubic_spline_equals_nflows():
+    spline, parameters = drawn(fk.CubicSpline)
+    x = 4 * torch.randn(64, 3)
+    theirs = nflows_cubic(spline, x, *parameters)
+    torch.testing.assert_close(spline(x, *parameters), theirs, atol=1e-10, rtol=1e-10)
+    theirs = nflows_cubic(spline, x, *parameters, inverse=True)
+    torch.testing.assert_close(spline.inverse(x, *parameters), theirs, atol=1e-8, rtol=1e-8)
+
+
+def test_the_inverse_of_a_nearly_straight_cubic_is_exact_where_nflows_is_off():
+    """Near a straight line the closed root of a cubic loses its digits, so nflows solves a quadratic equation there."""
+    spline, parameters = drawn(fk.CubicSpline, scale=1e-4)
+    x = 4 * torch.randn(64, 3)
+    y, _ = spline(x, *parameters)
+    torch.testing.assert_close(spline.inverse(y, *parameters)[0], x, atol=1e-12, rtol=1e-12)
+    assert (nflows_cubic(spline, y, *parameters, inverse=True)[0] - x).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
