@@ -83,18 +83,24 @@ def test_the_products_with_the_jacobian_are_transposes():
     torch.testing.assert_close((g.push(t) * v).flatten(2).sum(2), (g.pull(v) * t).flatten(2).sum(2))
 
 
+class Residual(torch.nn.Module):
+    """The function g of a block, as a net for the block of a peer."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block._function(())(x).value
+
+
 def test_normflows_finds_the_same():
     """Its block with our net, whose log-det it finds for two dimensions by brute force."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from normflows.flows.residual import iResBlock
     block = made((2,), hidden=(6,))
-
-    class Net(torch.nn.Module):
-        def forward(self, x):
-            return block._function(())(x).value
-
-    peer = iResBlock(Net(), brute_force=True)
+    peer = iResBlock(Residual(block), brute_force=True)
     x = torch.randn(7, 2)
     y, log_det = block(x)
     their_y, their_log_det = peer.forward(x, 0)
@@ -102,6 +108,24 @@ def test_normflows_finds_the_same():
     torch.testing.assert_close(log_det, -their_log_det.flatten())
     # It stops where the square of a step is below 1e-5, though its tolerance is called 1e-5.
     torch.testing.assert_close(block.inverse_only(y), peer.inverse(y), atol=1e-2, rtol=1e-2)
+
+
+def test_freia_finds_the_same_but_for_the_log_det_of_its_inverse():
+    """In one dimension its random vectors of signs find the trace; the inverse takes it at y, where it should at x."""
+    from FrEIA.modules import IResNetLayer
+
+    block = made((1,), hidden=(6,), coeff=0.8, log_det="exact")
+    peer = IResNetLayer([(1,)], jacobian_iterations=120, fixed_point_iterations=120)
+    peer.residual = Residual(block)
+    x = torch.randn(7, 1)
+    y, log_det = block(x)
+    (their_y,), their_log_det = peer([x.clone()])
+    torch.testing.assert_close((y, log_det), (their_y, their_log_det), atol=1e-10, rtol=1e-10)
+    (back,), wrong = peer([y.detach().clone()], rev=True)
+    torch.testing.assert_close(back, x, atol=1e-10, rtol=1e-10)
+    assert (wrong + log_det).abs().max() > 0.01
+    torch.testing.assert_close(wrong, -block(y)[1], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(block.inverse(y)[1], -log_det, atol=block.tolerance, rtol=0)
 
 
 def test_roulette_is_unbiased():
