@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.subnets import MLP, build_subnet
+from flowkit.subnets import MLP, build_subnet, check_recipe
 
 
 class PeriodicSubnet(nn.Module):
@@ -48,7 +48,7 @@ class PeriodicNet:
         frequencies: how many multiples of each angle it sees.
 
     Raises:
-        ConfigError: frequencies below 1.
+        ConfigError: frequencies below 1, a net that is no recipe.
 
     >>> subnet = PeriodicNet(MLP(hidden=16)).build((2,), (), 3)
     >>> subnet(torch.zeros(5, 2)).shape
@@ -58,6 +58,8 @@ class PeriodicNet:
     def __init__(self, net: Any = None, frequencies: int = 1):
         if isinstance(frequencies, bool) or not isinstance(frequencies, int) or frequencies < 1:
             raise ConfigError(f"PeriodicNet: frequencies must be an int of at least 1, got {frequencies!r}")
+        if net is not None:
+            check_recipe("PeriodicNet: net", net)
         self.net, self.frequencies = MLP() if net is None else net, frequencies
 
     def build(self, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> nn.Module:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from flowkit.arguments import Contract
 from flowkit.errors import PluginWarning, RegistryError
 
 PLUGIN_GROUP = "flowkit.plugins"
@@ -110,8 +111,9 @@ def register(name: str, *, examples: Callable[[], list[Example]] | None = None) 
     """Give a bijection, feature net, subnet recipe, base distribution or function a name that files can hold.
 
     Instances of a registered class remember their arguments, and are thereby writable; a subclass does not inherit
-    the name. The prefix before the first dot is the plugin's own. Registering the same qualified name again (a notebook
-    cell run twice) replaces it.
+    the name. An argument that is annotated as an int, a number, a bool, a text or a sequence of those and is none is
+    refused, see `flowkit.arguments`. The prefix before the first dot is the plugin's own. Registering the same
+    qualified name again (a notebook cell run twice) replaces it.
 
     Args:
         name: `"prefix.name"`, letters, digits and underscores.
@@ -148,10 +150,11 @@ def _qualified(thing: Any) -> str:
 
 def _remember_arguments(cls: type) -> None:
     init = cls.__init__  # type: ignore[misc]
+    contract = Contract(init)
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
+        contract.run(type(self).__name__, init, (self, *args), kwargs)
         if type(self) is cls:
             object.__setattr__(self, "_built_with", Arguments(*args, **kwargs))
 

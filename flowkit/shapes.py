@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from flowkit.arguments import is_int
 from flowkit.errors import ShapeError
+from flowkit.strict_json import shown
 
 Shape = tuple[int, ...]
 
@@ -16,12 +18,12 @@ def as_shape(value: int | Sequence[int]) -> Shape:
     >>> as_shape(3), as_shape([2, 4, 4]), as_shape(())
     ((3,), (2, 4, 4), ())
     """
-    if isinstance(value, bool) or not isinstance(value, int | Sequence) or isinstance(value, str):
-        raise ShapeError(f"a shape is an int or a tuple of ints, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | Sequence) or isinstance(value, str | bytes):
+        raise ShapeError(f"a shape is an int or a tuple of ints, got {shown(value)}")
     shape = (value,) if isinstance(value, int) else tuple(value)
     for size in shape:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ShapeError(f"a shape is made of positive ints, got {shape!r}")
+        if not is_int(size) or size < 1:
+            raise ShapeError(f"a shape is made of positive ints, got {shown(value)}")
     return shape
 
 
@@ -31,8 +33,8 @@ def as_shapes(value: int | Sequence) -> tuple[Shape, ...]:
     >>> as_shapes(10), as_shapes((3, 8, 8)), as_shapes(((10,), (3, 8, 8))), as_shapes(())
     (((10,),), ((3, 8, 8),), ((10,), (3, 8, 8)), ())
     """
-    if not isinstance(value, int | Sequence) or isinstance(value, str):
-        raise ShapeError(f"shapes are an int, a tuple of ints or a tuple of those, got {value!r}")
+    if not isinstance(value, int | Sequence) or isinstance(value, str | bytes):
+        raise ShapeError(f"shapes are an int, a tuple of ints or a tuple of those, got {shown(value)}")
     if isinstance(value, int) or (len(value) > 0 and all(isinstance(v, int) for v in value)):
         return (as_shape(value),)
     return tuple(as_shape(v) for v in value)

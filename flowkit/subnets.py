@@ -19,6 +19,7 @@ from flowkit.dry_run import output_shapes
 from flowkit.errors import ConfigError, FlowkitError, ShapeError
 from flowkit.registry import arguments_of, register
 from flowkit.shapes import Shape
+from flowkit.strict_json import shown
 from flowkit.subnet_parts import CONVOLUTIONS, Concatenated, FirstLayer, Subnet
 
 Recipe = Callable[[int, int], nn.Module]
@@ -272,6 +273,21 @@ class ResidualNet(_Recipe):
         )
 
 
+def check_recipe(what: str, recipe: Any) -> None:
+    """Refuse what is no recipe; `what` is its name as an argument.
+
+    Raises:
+        ConfigError: a class of recipes, a module, or anything that cannot be called.
+    """
+    if inspect.isclass(recipe) and hasattr(recipe, "build"):
+        raise ConfigError(f"{what} must be an instance of a recipe, fk.{recipe.__name__}(...), got the class")
+    if isinstance(recipe, nn.Module) or not callable(recipe):
+        got = f"the module {type(recipe).__name__}, already built" if isinstance(recipe, nn.Module) else shown(recipe)
+        raise ConfigError(
+            f"{what} must be a recipe, a callable (c_in, c_out) -> nn.Module such as fk.MLP(hidden=64), got {got}"
+        )
+
+
 def build_subnet(recipe: Any, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> nn.Module:
     """A subnet from any recipe, with `prepare(c)` and `forward(x, c, prepared)`; a user's own is checked by a dry run.
 
@@ -279,17 +295,16 @@ def build_subnet(recipe: Any, in_shape: Shape, condition_shapes: Sequence[Shape]
         ConfigError: the recipe is not one.
         ShapeError: what it builds does not map `in_shape` and the conditions to `c_out` channels.
     """
-    if inspect.isclass(recipe) and hasattr(recipe, "build"):
-        raise ConfigError(f"subnet must be an instance of a recipe, fk.{recipe.__name__}(...), got the class")
-    if isinstance(recipe, nn.Module) or not callable(recipe):
-        what = f"the module {type(recipe).__name__}, already built" if isinstance(recipe, nn.Module) else repr(recipe)
-        raise ConfigError(
-            f"subnet must be a recipe, a callable (c_in, c_out) -> nn.Module such as fk.MLP(hidden=64), got {what}"
-        )
+    check_recipe("subnet", recipe)
     if hasattr(recipe, "build"):
         return recipe.build(in_shape, tuple(condition_shapes), c_out)
     c_in = in_shape[0] + sum(shape[0] for shape in condition_shapes)
-    net = recipe(c_in, c_out)
+    try:
+        net = recipe(c_in, c_out)
+    except FlowkitError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"subnet {shown(recipe)} cannot be built for ({c_in}, {c_out}) channels: {error}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"subnet must return an nn.Module, got {type(net).__name__}")
     shapes = _dry_run_of(net, (c_in, *in_shape[1:]))

@@ -28,8 +28,8 @@ def _weights_used_once(cls: type[M]) -> type[M]:
 
     @functools.wraps(build)
     def __init__(self: Any, *args: Any, weights: str | None = None, **kwargs: Any) -> None:
-        if weights not in (None, "imagenet"):
-            raise fk.ConfigError(f"weights must be None or 'imagenet', got {weights!r}")
+        if not (weights is None or (isinstance(weights, str) and weights == "imagenet")):
+            raise fk.ConfigError(f"FeaturePyramid: weights must be None or 'imagenet', got {str(weights)[:60]!r}")
         build(self, *args, **kwargs)
         if weights is not None:
             self.backbone.load_imagenet()

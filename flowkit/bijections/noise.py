@@ -14,8 +14,9 @@ from torch.nn.functional import logsigmoid
 from flowkit.bijection import Bijection, as_tuple, event_sum
 from flowkit.bijections.elementwise import ElementwiseAffine
 from flowkit.distributions import Base
-from flowkit.errors import ConfigError, ShapeError
+from flowkit.errors import ConfigError, FlowkitError, ShapeError
 from flowkit.shapes import Shape, numel
+from flowkit.strict_json import shown
 
 LATENTS = ("normal", "logistic")
 LIMIT = 4.0  # on the log-scale that the default predicts: e^4 is far beyond what noise needs
@@ -78,8 +79,13 @@ class Noise(nn.Module):
                 raise ConfigError(
                     f"{owner}: noise must be a fk.Base, a class of them, or an instance of a bijection, got {recipe!r}"
                 )
-            conditional = "given" in inspect.signature(recipe).parameters
-            recipe = recipe(numel(shape), given=flat) if conditional else recipe(numel(shape))
+            try:
+                conditional = "given" in inspect.signature(recipe).parameters
+                recipe = recipe(numel(shape), given=flat) if conditional else recipe(numel(shape))
+            except FlowkitError:
+                raise
+            except Exception as error:
+                raise ConfigError(f"{owner}: noise {shown(recipe)} makes no fk.Base of a dimension: {error}") from error
         if not isinstance(recipe, Base):
             raise ConfigError(f"{owner}: noise must be a fk.Base or a bijection, got {type(recipe).__name__}")
         if recipe.dim != numel(shape) or recipe.condition_shapes not in ((), flat):
@@ -93,7 +99,9 @@ class Noise(nn.Module):
         return given if self.flow.condition_shapes else ()
 
     def _base_conditions(self, given: Sequence[Tensor]) -> list[Tensor]:
-        return [each.flatten(1) for each in given] if self.base.condition_shapes else []
+        if not self.base.condition_shapes:
+            return []
+        return [each.flatten(1) if each.dim() > 1 else each.unsqueeze(1) for each in given]
 
     def _log_latent(self, z: Tensor) -> Tensor:
         """The log-density of the standard law, summed over the event."""

@@ -108,7 +108,7 @@ class Elementwise(Bijection):
             self.subnet = build_subnet(recipe, (channels, *shape[1:]), (), count)
         self.numbers: nn.Parameter | None = None
         if spread or self.subnet is None:
-            start = torch.randn(count, *shape[1:]) * spread if spread else torch.zeros(count, *shape[1:])
+            start = torch.randn(count, *shape[1:]) * float(spread) if spread else torch.zeros(count, *shape[1:])
             self.numbers = nn.Parameter(start)
 
     def prepare(self, *conditions: Tensor) -> tuple | None:

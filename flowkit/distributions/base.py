@@ -8,9 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.shapes import Shape, as_shapes
+from flowkit.strict_json import shown
 from flowkit.subnets import MLP, build_subnet
+
+
+def check_dim(owner: str, dim: int) -> None:
+    """Refuse a number of dimensions that is no int of at least 1.
+
+    Raises:
+        ConfigError: where it is so.
+    """
+    if not is_int(dim) or dim < 1:
+        raise ConfigError(f"{owner} needs a positive number of dimensions, got {shown(dim)}")
 
 
 class Base(nn.Module):
@@ -28,8 +40,7 @@ class Base(nn.Module):
 
     def __init__(self, dim: int, given: int | Sequence = ()):
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ConfigError(f"{type(self).__name__} needs a positive number of dimensions, got {dim!r}")
+        check_dim(type(self).__name__, dim)
         self.dim = dim
         self.condition_shapes = as_shapes(given)
 

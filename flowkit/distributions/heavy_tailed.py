@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
-from flowkit.distributions.base import Base, Parametrized, predict, predictor
+from flowkit.distributions.base import Base, Parametrized, check_dim, predict, predictor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
+
+LEAST_DF = 0.1  # degrees of freedom
+SERIES_FROM = 200.0  # from here on the series' first three terms are right to float64's rounding
 
 
 class LocationScale(Parametrized):
@@ -22,6 +25,7 @@ class LocationScale(Parametrized):
     """
 
     def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
+        check_dim(type(self).__name__, dim)
         super().__init__(dim, torch.zeros(2 * dim), given, subnet)
 
     def standard_log_density(self, u: Tensor) -> Tensor:
@@ -154,6 +158,13 @@ class GeneralizedNormal(LocationScale):
         return f"{super().extra_repr()}, beta={self.beta:g}"
 
 
+def _log_gamma_step(a: float) -> float:
+    """log gamma(a + 1/2) - log gamma(a), by Stirling's series where the difference would lose the digits."""
+    if a < SERIES_FROM:
+        return math.lgamma(a + 0.5) - math.lgamma(a)
+    return 0.5 * math.log(a) - 1 / (8 * a) + 1 / (192 * a**3)
+
+
 @register("flowkit.student_t")
 class StudentT(LocationScale):
     """Independent Student-t elements of fixed degrees of freedom, for data with heavy tails.
@@ -163,13 +174,13 @@ class StudentT(LocationScale):
 
     Args:
         dim: D.
-        df: degrees of freedom, above 0; the variance is infinite up to 2.
+        df: degrees of freedom, at least 0.1, below which draws leave float32's range; the variance is infinite up to 2.
         given: event shapes of the conditions, vectors.
         subnet: the recipe of the net that predicts, `fk.MLP` by default.
 
     Raises:
         ShapeError: a condition that is not a vector.
-        ConfigError: df is not positive and finite; a subnet without conditions.
+        ConfigError: df is below 0.1 or not finite; a subnet without conditions.
 
     Source: Jaini et al., Tails of Lipschitz triangular flows, 2020.
 
@@ -179,10 +190,12 @@ class StudentT(LocationScale):
 
     def __init__(self, dim: int, df: float = 5.0, given: int | Sequence = (), subnet: Callable | None = None):
         super().__init__(dim, given, subnet)
-        if not 0 < df < math.inf:
-            raise ConfigError(f"StudentT: df, the degrees of freedom, must be positive and finite, got {df!r}")
+        if not LEAST_DF <= df < math.inf:
+            raise ConfigError(
+                f"StudentT: df, the degrees of freedom, must be at least {LEAST_DF} and finite, got {df!r}"
+            )
         self.df = float(df)
-        self.log_normalizer = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(math.pi * df)
+        self.log_normalizer = _log_gamma_step(self.df / 2) - 0.5 * math.log(math.pi * self.df)
 
     def standard_log_density(self, u: Tensor) -> Tensor:
         """log of the density of Student's t."""

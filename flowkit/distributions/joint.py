@@ -12,6 +12,7 @@ from flowkit.distributions.base import Base
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import register
 from flowkit.shapes import as_shapes
+from flowkit.strict_json import shown
 
 
 @register("flowkit.joint_base")
@@ -44,7 +45,9 @@ class JointBase(Base):
         takes: Mapping[str, Sequence[int]] | None = None,
     ):
         if not isinstance(parts, Mapping) or not parts or not all(isinstance(p, Base) for p in parts.values()):
-            raise ConfigError(f"JointBase needs instances of fk.Base by the names of outputs, got {parts!r}")
+            raise ConfigError(f"JointBase needs instances of fk.Base by the names of outputs, got {shown(parts)}")
+        if wrong := [name for name in parts if not (isinstance(name, str) and name.isidentifier())]:
+            raise ConfigError(f"JointBase: outputs have identifiers for names, got {shown(wrong[0])}")
         if given is None:
             given = next((part.condition_shapes for part in parts.values() if part.condition_shapes), ())
         super().__init__(sum(part.dim for part in parts.values()), given)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.distributions.base import Base, Parametrized
+from flowkit.distributions.base import Base, Parametrized, check_dim
 from flowkit.domain import has_values
 from flowkit.errors import ConfigError, InputError, ShapeError
 from flowkit.registry import register
@@ -51,7 +51,8 @@ class GaussianMixture(Parametrized):
             raise ConfigError(f"GaussianMixture: components must be an int of at least 1, got {components!r}")
         if not 0 <= spread < math.inf:
             raise ConfigError(f"GaussianMixture: spread must be at least 0 and finite, got {spread!r}")
-        means = spread * torch.randn(components * dim)
+        check_dim("GaussianMixture", dim)
+        means = float(spread) * torch.randn(components * dim)
         super().__init__(dim, torch.cat((torch.zeros(components), means, torch.zeros_like(means))), given, subnet)
         self.components = components
 
@@ -136,7 +137,7 @@ class ClassConditional(Base):
         if not 0 <= spread < math.inf:
             raise ConfigError(f"ClassConditional: spread must be at least 0 and finite, got {spread!r}")
         classes = self.condition_shapes[0][0] if classes is None else classes
-        self.means = nn.Parameter(spread * torch.randn(classes, dim))
+        self.means = nn.Parameter(float(spread) * torch.randn(classes, dim))
         self.log_scales = nn.Parameter(torch.zeros(classes, dim))
 
     def _of_labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:

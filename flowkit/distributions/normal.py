@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.distributions.base import Base, Parametrized
-from flowkit.errors import ShapeError
+from flowkit.distributions.base import Base, Parametrized, check_dim, predictor
 from flowkit.registry import register
-from flowkit.subnets import MLP, build_subnet
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -61,17 +59,14 @@ class DiagonalNormal(Base):
 
     Raises:
         ShapeError: a condition that is not a vector.
+        ConfigError: a subnet without conditions.
     """
 
     def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
         super().__init__(dim, given)
-        if any(len(shape) != 1 for shape in self.condition_shapes):
-            raise ShapeError(
-                f"DiagonalNormal takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()"
-            )
-        if self.condition_shapes:
-            width = sum(shape[0] for shape in self.condition_shapes)
-            self.net = build_subnet(subnet if subnet is not None else MLP(), (width,), (), 2 * dim)
+        net = predictor("DiagonalNormal", self.condition_shapes, 2 * dim, subnet)
+        if net is not None:
+            self.net = net
         else:
             self.loc = nn.Parameter(torch.zeros(dim))
             self.log_scale = nn.Parameter(torch.zeros(dim))
@@ -128,6 +123,7 @@ class FullNormal(Parametrized):
     places: Tensor
 
     def __init__(self, dim: int, given: int | Sequence = (), subnet: Callable | None = None):
+        check_dim("FullNormal", dim)
         super().__init__(dim, torch.zeros(2 * dim + dim * (dim - 1) // 2), given, subnet)
         rows, columns = torch.tril_indices(dim, dim, -1)
         self.register_buffer("places", rows * dim + columns, persistent=False)  # of the triangle, in the flat matrix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flowkit.arguments import checked
 from flowkit.bijections import MaskedAutoregressive
 from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, check_count, declare_conditions, given_of
@@ -13,6 +14,7 @@ from flowkit.shapes import as_shape
 from flowkit.univariate import Affine, Sigmoidal
 
 
+@checked
 def maf(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -41,6 +43,7 @@ def maf(
     return masked_chain("maf", features, condition, layers, hidden, univariate, inverted=False)
 
 
+@checked
 def iaf(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -64,6 +67,7 @@ def iaf(
     return masked_chain("iaf", features, condition, layers, hidden, univariate, inverted=True)
 
 
+@checked
 def naf(
     features: int | Sequence[int],
     condition: Condition = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flowkit.arguments import checked
 from flowkit.bijections import ActNorm, ContinuousFlow, ResidualBlock
 from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, at_size, check_count, declare_conditions, given_of
@@ -12,6 +13,7 @@ from flowkit.graph import Graph, Wire
 from flowkit.shapes import as_shape
 
 
+@checked
 def residual_flow(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -51,6 +53,7 @@ def residual_flow(
     return _chain("residual_flow", features, condition, layers, block)
 
 
+@checked
 def ffjord(
     features: int | Sequence[int],
     condition: Condition = None,

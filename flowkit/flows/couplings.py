@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from flowkit.arguments import checked
 from flowkit.bijections import (
     AdditiveCoupling,
     AffineCoupling,
@@ -26,6 +27,7 @@ from flowkit.subnets import MLP
 from flowkit.univariate import CircularRationalQuadraticSpline, RationalQuadraticSpline
 
 
+@checked
 def nice(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -58,6 +60,7 @@ def nice(
     return coupling_chain("nice", AdditiveCoupling, features, condition, layers, hidden, {}, end)
 
 
+@checked
 def realnvp(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -85,6 +88,7 @@ def realnvp(
     )
 
 
+@checked
 def nsf(
     features: int | Sequence[int],
     condition: Condition = None,
@@ -126,6 +130,7 @@ def nsf(
     return coupling_chain("nsf", SplineCoupling, features, condition, layers, hidden, config, between=between)
 
 
+@checked
 def circular_nsf(
     features: int | Sequence[int],
     condition: Condition = None,

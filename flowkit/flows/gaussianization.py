@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flowkit.arguments import checked
 from flowkit.bijections import Elementwise, FixedRotation, OrthogonalLinear
 from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, at_size, check_count, declare_conditions, given_of
@@ -16,6 +17,7 @@ from flowkit.univariate import LogisticMixture
 SPREAD = 0.5  # of the maps' first numbers: at 0 the marginals of moons stayed single Gaussians for hundreds of steps
 
 
+@checked
 def gaussianization(
     features: int | Sequence[int],
     condition: Condition = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowkit.arguments import checked
 from flowkit.bijections import (
     ActNorm,
     AffineCoupling,
@@ -19,6 +20,7 @@ from flowkit.shapes import as_shape
 from flowkit.subnets import ConvNet
 
 
+@checked
 def glow(
     features: Sequence[int],
     condition: Condition = None,

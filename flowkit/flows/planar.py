@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowkit.arguments import checked
 from flowkit.bijections import Planar, Sylvester
 from flowkit.flow import Flow
 from flowkit.flows.shared import Condition, check_count, declare_conditions, given_of
@@ -11,6 +12,7 @@ from flowkit.graph import Graph
 from flowkit.shapes import as_shape
 
 
+@checked
 def planar(features: int | Sequence[int], condition: Condition = None, layers: int = 16) -> Flow:
     """A chain of planar flows, each a bend along one direction: for small problems, and to see what a flow does.
 
@@ -38,6 +40,7 @@ def planar(features: int | Sequence[int], condition: Condition = None, layers: i
     return Flow(graph)
 
 
+@checked
 def sylvester(
     features: int | Sequence[int], condition: Condition = None, layers: int = 8, units: int | None = None
 ) -> Flow:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConfigError
 from flowkit.features import Resize, ToMap
 from flowkit.flow import Flow
 from flowkit.graph import Graph, Wire
 from flowkit.shapes import Shape, as_shape
+from flowkit.strict_json import shown
 from flowkit.subnets import MLP, ConvNet
 
 Condition = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
@@ -46,8 +48,8 @@ def coupling_chain(
 
 def check_count(name: str, what: str, count: int) -> None:
     """Refuse a count that is no int of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"{name}: {what} must be an int of at least 1, got {count!r}")
+    if not is_int(count) or count < 1:
+        raise ConfigError(f"{name}: {what} must be an int of at least 1, got {shown(count)}")
 
 
 def declare_conditions(graph: Graph, condition: Condition) -> list[Wire]:

@@ -25,6 +25,7 @@ from flowkit.interop.freia_modules import (
     settle,
 )
 from flowkit.registry import Arguments, Example, Unwritable, register
+from flowkit.strict_json import shown
 
 
 def _examples() -> list[Example]:
@@ -84,13 +85,16 @@ class FreiaBijection(Bijection):
             a dictionary as files hold it.
 
     Raises:
-        ConfigError: a module whose log-det or inverse is known to be wrong in FrEIA 0.2; a wrong description.
+        ConfigError: no such module, one whose log-det or inverse is known to be wrong in FrEIA 0.2, or a wrong
+            description.
         MissingDependencyError: a description, and FrEIA is not installed.
     """
 
     def __init__(self, module: Any):
         if isinstance(module, Mapping):
             module = build_module(module)
+        if not hasattr(module, "dims_in"):
+            raise ConfigError(f"FreiaBijection needs a module of FrEIA, got {shown(module)}")
         refuse(module)
         settle(module)
         super().__init__(*dims_in_of(module), given=tuple(tuple(s) for s in module.dims_c))

@@ -218,13 +218,26 @@ def test_against_torch():
     assert box.log_prob(torch.tensor([[0.0, 4.0], [math.nan, 0.0]]))[1].isnan()
 
 
+@pytest.mark.parametrize("df", [0.1, 399.0, 401.0, 1e6, 1e12, 1e30])
+def test_student_t_keeps_its_digits_up_to_the_normal(df):
+    z = torch.linspace(-3, 3, 7).unsqueeze(1)
+    theirs = torch.as_tensor(stats.t(df).logpdf(z.numpy())).sum(-1)
+    torch.testing.assert_close(fk.StudentT(1, df=df).log_prob(z).detach(), theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: fk.Uniform(2, low=1.0, high=0.0), "low must be below high"),
         (lambda: fk.Uniform(2, low=[0.0, 0.0, 0.0]), "a number or 2 of them"),
-        (lambda: fk.StudentT(2, df=0.0), "degrees of freedom, must be positive and finite, got 0.0"),
         (lambda: fk.GeneralizedNormal(2, beta=0.0), "beta must be positive and finite, got 0.0"),
+        (lambda: fk.StudentT(2, df=0.0), "degrees of freedom, must be at least 0.1 and finite, got 0.0"),
+        (lambda: fk.DiagonalNormal(2, subnet=MLP), "DiagonalNormal: a subnet needs conditions"),
+        (lambda: fk.JointBase({"a.b": fk.StandardNormal(1)}), "outputs have identifiers for names, got 'a.b'"),
+        (
+            lambda: fk.JointBase({"a": fk.StandardNormal(1)}, takes={"a": "x"}),
+            "JointBase: takes must be tuples of ints",
+        ),
         (lambda: fk.GaussianMixture(2, components=0), "components must be an int of at least 1, got 0"),
         (lambda: fk.GaussianMixture(2, spread=-1.0), "spread must be at least 0"),
         (lambda: fk.ClassConditional(2), r"takes one condition \(classes,\)"),

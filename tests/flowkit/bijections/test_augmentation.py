@@ -48,6 +48,13 @@ def test_augmentation_bounds_the_marginal_and_tends_to_it():
     assert samples.std().item() == pytest.approx((MIXING @ MIXING.T)[0, 0].sqrt().item(), rel=0.03)
 
 
+def test_a_base_as_noise_takes_numbers_as_conditions():
+    augment = fk.Augment((2,), channels=1, given=((),), noise=fk.DiagonalNormal)
+    y, log_det = augment(torch.randn(5, 2), torch.randn(5))
+    assert y.shape == (5, 3)
+    assert log_det.isfinite().all()
+
+
 def test_the_right_conditional_noise_makes_the_bound_exact():
     """e given x is normal with slope 0.48 / 1.64 and variance 0.36 - 0.48^2 / 1.64."""
     flow = augmented(noise=None, subnet=fk.MLP(hidden=1))
