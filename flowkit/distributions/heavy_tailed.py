@@ -199,8 +199,12 @@ class StudentT(LocationScale):
 
     def standard_log_density(self, u: Tensor) -> Tensor:
         """log of the density of Student's t."""
-        # log(1 + u^2 / df) / 2, whose square would overflow float32 beyond 1e19.
-        half_log = torch.hypot(torch.ones_like(u), u / math.sqrt(self.df)).log()
+        # log(1 + v^2) / 2, whose square would overflow float32 beyond 1e19; by log1p near 0, where 1 + v^2 is rounded
+        # to 1 and df times the error would be felt.
+        v = u / math.sqrt(self.df)
+        near = v.abs() < 1
+        close = 0.5 * torch.where(near, v, 0.0).square().log1p()
+        half_log = torch.where(near, close, torch.hypot(torch.ones_like(v), v).log())
         return self.log_normalizer - (self.df + 1) * half_log
 
     def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:

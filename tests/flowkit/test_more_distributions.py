@@ -235,7 +235,7 @@ def test_student_t_keeps_its_digits_up_to_the_normal(df):
         (lambda: fk.DiagonalNormal(2, subnet=MLP), "DiagonalNormal: a subnet needs conditions"),
         (lambda: fk.JointBase({"a.b": fk.StandardNormal(1)}), "outputs have identifiers for names, got 'a.b'"),
         (
-            lambda: fk.JointBase({"a": fk.StandardNormal(1)}, takes={"a": "x"}),
+            lambda: fk.JointBase({"a": fk.StandardNormal(1)}, takes={"a": 0}),
             "JointBase: takes must be tuples of ints",
         ),
         (lambda: fk.GaussianMixture(2, components=0), "components must be an int of at least 1, got 0"),
