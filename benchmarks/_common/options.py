@@ -13,6 +13,7 @@ import click
 import torch
 
 from flowkit.cli.options import seed_option
+from flowkit.cli.output import OutputError, check_output
 
 PLOTS = (".png", ".svg", ".pdf")
 
@@ -38,20 +39,32 @@ def _writable(context: click.Context, parameter: click.Parameter, path: Path | N
 
 
 def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--json`, `--plot`, `--quick`, `--threads` and `--seed`; the function gets them as `options`."""
+    """Adds `--json`, `--plot`, `--force`, `--quick`, `--threads` and `--seed`; the function gets them as `options`."""
     file = click.Path(path_type=Path)
 
     @click.option("--json", type=file, callback=_writable, metavar="FILE", help="Write the figures to this file.")
     @click.option(
         "--plot", type=file, callback=_writable, metavar="FILE", help="Draw them to this file (.png, .svg, .pdf)."
     )
+    @click.option("--force", is_flag=True, help="Overwrite these files.")
     @click.option("--quick", is_flag=True, help="Small sizes, to see that it runs: not for figures that are quoted.")
     @click.option("--threads", type=click.IntRange(min=1), help="Threads for torch; by default as many as it takes.")
     @seed_option
     @functools.wraps(function)
     def wrapped(
-        *args: Any, json: Path | None, plot: Path | None, quick: bool, threads: int | None, seed: int, **rest: Any
+        *args: Any,
+        json: Path | None,
+        plot: Path | None,
+        force: bool,
+        quick: bool,
+        threads: int | None,
+        seed: int,
+        **rest: Any,
     ) -> Any:
+        for path in filter(None, (json, plot)):
+            check_output(path, force)
+        if json is not None and plot is not None and json.absolute() == plot.absolute():
+            raise OutputError(f"the figures and the plot need a file each, got {json} for both")
         threads_before = torch.get_num_threads()
         torch.manual_seed(seed)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowkit.cli.output import OutputError, write_file
+from flowkit.cli.output import write_file
 from flowkit.errors import InputError, NonFiniteError, StorageError
 
 if TYPE_CHECKING:
@@ -89,20 +89,6 @@ def _tensor(name: str, array: Any, shape: tuple[int, ...], flow: Flow, path: Pat
     if not dtype.is_floating_point and array.dtype.kind == "f" and (array != numpy.round(array)).any():
         raise InputError(f"{path}: the array {name} needs whole numbers, got fractions")
     return torch.as_tensor(native).to(dtype)
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Refuse an output before the work begins rather than after it.
-
-    Raises:
-        OutputError: the name is no .npz, its folder is missing, or the file is there and `force` is false.
-    """
-    if path.suffix.lower() != ".npz":
-        raise OutputError(f"the output {path} has to end in .npz")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path.exists() and not force:
-        raise OutputError(f"{path} is there already, and only --force overwrites it")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:

@@ -20,14 +20,17 @@ FORMATS = {".txt": "text", ".md": "mermaid", ".mmd": "mermaid", ".svg": "svg"}
     "--format",
     "style",
     type=click.Choice(["text", "mermaid", "svg"]),
-    help="By default what the output's name ends in, else text.",
+    help="By default what the output's name ends in, or text.",
 )
-def command(file: str, output: Path | None, style: str | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def command(file: str, output: Path | None, style: str | None, force: bool) -> None:
     """Draw the graph of a saved flow."""
     from flowkit.cli.files import load_flow
-    from flowkit.cli.output import console, write_file
+    from flowkit.cli.output import check_output, console, write_file
 
-    style = style or (FORMATS.get(output.suffix.lower(), "text") if output else "text")
+    if output is not None:
+        check_output(output, force, () if style else tuple(FORMATS))
+    style = style or (FORMATS[output.suffix.lower()] if output else "text")
     drawing = load_flow(file).network.graph.draw(style)
     if output is None:
         click.echo(drawing.rstrip("\n"))

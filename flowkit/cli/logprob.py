@@ -22,13 +22,13 @@ from flowkit.cli.files import saved_flow
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def command(file: str, data: Path, given: Path | None, batch: int, output: Path | None, force: bool) -> None:
     """Compute log-likelihoods of data under a saved flow."""
-    from flowkit.cli.arrays import check_output, read_arrays, tensors, write_arrays
+    from flowkit.cli.arrays import read_arrays, tensors, write_arrays
     from flowkit.cli.files import load_flow
-    from flowkit.cli.output import console, table
+    from flowkit.cli.output import check_output, console, table
     from flowkit.errors import ConditionError
 
     if output is not None:
-        check_output(output, force)
+        check_output(output, force, (".npz",))
     flow = load_flow(file).eval()
     arrays = read_arrays(data)
     inputs = tensors(arrays, flow.input_shapes, flow, data)

@@ -56,6 +56,28 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     return made
 
 
+def check_output(path: Path, force: bool, endings: Sequence[str] = ()) -> None:
+    """Refuse an output before the work begins rather than after it.
+
+    Args:
+        path: of the file.
+        force: whether one that is there may be overwritten.
+        endings: one of which its name must have; any will do where there are none.
+
+    Raises:
+        OutputError: another ending, a folder of that name or none to write to, or a file that is there already.
+    """
+    if endings and path.suffix.lower() not in endings:
+        either = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
+        raise OutputError(f"the output {path} has to end in {either}")
+    if path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+    if os.path.lexists(path) and not force:  # a link that leads nowhere is somebody's, too
+        raise OutputError(f"{path} is there already, and only --force overwrites it")
+
+
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write a file whole: under another name first, then renamed, so that a reader never sees half of it.
 

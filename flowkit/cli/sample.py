@@ -37,12 +37,12 @@ def command(
     force: bool,
 ) -> None:
     """Draw samples from a saved flow."""
-    from flowkit.cli.arrays import check_output, read_arrays, tensors, write_arrays
+    from flowkit.cli.arrays import read_arrays, tensors, write_arrays
     from flowkit.cli.files import load_flow
-    from flowkit.cli.output import console
+    from flowkit.cli.output import check_output, console
     from flowkit.errors import ConditionError, ConfigError
 
-    check_output(output, force)
+    check_output(output, force, (".npz",))
     flow = load_flow(file).eval()
     if "log_prob" in (*flow.input_shapes, *flow.condition_shapes):
         raise ConfigError("the name log_prob is the log-likelihoods' in the output, and the flow has it for its own")

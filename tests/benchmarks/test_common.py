@@ -154,6 +154,28 @@ def test_options(tmp_path, capsys):
     assert len(seen) == 1
 
 
+def test_a_benchmark_overwrites_nothing_without_force(tmp_path, capsys):
+    runs = []
+
+    @click.group()
+    def group():
+        pass
+
+    @group.command("go")
+    @bench_options
+    def _(options):
+        runs.append(options)
+
+    for option, mine in (("--json", tmp_path / "a.json"), ("--plot", tmp_path / "a.png")):
+        mine.write_text("mine")
+        assert run(["go", option, str(mine)], group) == 2
+        assert "is there already, and only --force overwrites it" in capsys.readouterr().err
+        assert run(["go", option, str(mine), "--force"], group) == 0
+    assert run(["go", "--json", str(tmp_path / "b.png"), "--plot", str(tmp_path / "b.png")], group) == 2
+    assert "need a file each" in capsys.readouterr().err
+    assert len(runs) == 2
+
+
 def test_redrawn_chains_are_far_from_the_identity():
     flow = redraw(chain(6, dim=8, hidden=(16,)))
     trace = flow.trace(torch.randn(4000, 8))

@@ -59,6 +59,30 @@ def test_draw_to_a_file_by_its_ending(saved, tmp_path, capsys, name, expected):
     assert expected in (tmp_path / name).read_text()
 
 
+def test_draw_overwrites_nothing_without_force(saved, tmp_path, capsys):
+    mine = tmp_path / "g.svg"
+    mine.write_text("mine")
+    assert run(["draw", str(saved), "-o", str(mine)]) == 2
+    assert capsys.readouterr().err == f"flowkit: {mine} is there already, and only --force overwrites it\n"
+    assert mine.read_text() == "mine"
+    assert run(["draw", str(saved), "-o", str(mine), "--force"]) == 0
+    assert "<svg" in mine.read_text()
+    leads_nowhere = tmp_path / "link.svg"
+    leads_nowhere.symlink_to(tmp_path / "elsewhere.svg")
+    assert run(["draw", str(saved), "-o", str(leads_nowhere)]) == 2
+    assert leads_nowhere.is_symlink()
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_draw_refuses_an_ending_that_says_nothing(saved, tmp_path, capsys):
+    for name in ("g.png", "g"):
+        assert run(["draw", str(saved), "-o", str(tmp_path / name)]) == 2
+        assert f"{name} has to end in .txt, .md, .mmd or .svg" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    assert run(["draw", str(saved), "-o", str(tmp_path / "g.graph"), "--format", "svg"]) == 0
+    assert "<svg" in (tmp_path / "g.graph").read_text()
+
+
 def test_draw_where_nothing_can_be_written(saved, tmp_path, capsys):
     assert run(["draw", str(saved), "-o", str(tmp_path / "missing" / "g.svg")]) == 2
     assert "cannot be written" in capsys.readouterr().err
