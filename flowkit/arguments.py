@@ -101,6 +101,9 @@ class Contract:
             and (kinds := kinds_of(parameter.annotation))
         }
 
+        several = any(each.kind is each.VAR_KEYWORD for each in self.signature.parameters.values())
+        self.takes_no_conditions = "given" not in self.signature.parameters and not several
+
     def broken(self, owner: str, args: tuple, kwargs: dict[str, Any]) -> tuple[FlowkitError | None, bool]:
         """The error of the first argument of a wrong kind, and whether the call is better not made; else None."""
         try:
@@ -123,8 +126,10 @@ class Contract:
         the kinds.
 
         Raises:
-            ConfigError, ShapeError: an argument of another kind than its annotation says.
+            ConfigError, ShapeError: an argument of another kind than its annotation says, or conditions that are not taken.
         """
+        if self.takes_no_conditions and "given" in kwargs:
+            raise ConfigError(f"{owner} takes no conditions, got given={shown(kwargs['given'])}")
         problem, at_once = self.broken(owner, args, kwargs)
         if problem is not None and at_once:
             raise problem

@@ -46,7 +46,7 @@ def find_base_wires(graph: Graph, base_given: Any) -> list[Wire]:
     if base_given is None:
         return []
     wires = []
-    for each in [base_given] if isinstance(base_given, Wire | str) else base_given:
+    for each in base_given if isinstance(base_given, Sequence) and not isinstance(base_given, str) else [base_given]:
         wire = graph.wire(each) if isinstance(each, str) else each
         if not isinstance(wire, Wire) or all(wire is not known for known in graph.wires):
             raise GraphError(f"base_given: a condition wire of this graph or its name is needed, got {each!r}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConditionError, InputError
 from flowkit.shapes import Shape, listing
+from flowkit.strict_json import shown
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -52,6 +56,8 @@ def check_batch(
         if events < 0 or tuple(tensor.shape[events:]) != shape:
             raise error(f"{what} '{name}' must be of shape (..., {_inside(shape)}), got {tuple(tensor.shape)}")
         _check_dtype(tensor, name, what, reference, (dtypes or {}).get(name), error)
+        if tensor.layout is not torch.strided:
+            raise error(f"{what} '{name}' must be dense, got {tensor.layout}: x.to_dense() makes it so")
         if tensor.device != reference.device:
             raise error(f"{what} '{name}' is on {tensor.device}, the flow is on {reference.device}")
         mine = tensor.shape[:events]
@@ -98,9 +104,21 @@ def sizes_of(shape: Any) -> tuple[int, ...]:
         InputError: it holds something else than sizes.
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else None
-    if sizes is None or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
-        raise InputError(f"a sample shape is made of sizes of 0 or more, got {shape!r}")
+    if sizes is None or any(not is_int(n) or n < 0 for n in sizes):
+        raise InputError(f"a sample shape is made of sizes of 0 or more, got {shown(shape)}")
     return sizes
+
+
+def check_temperature(value: Any) -> None:
+    """Refuse what is no temperature; a tensor of one number is one.
+
+    Raises:
+        InputError: no number, one below 0, NaN or infinity.
+    """
+    number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    number = number or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    if not (number and 0 <= value <= sys.float_info.max):
+        raise InputError(f"temperature must be 0 or more and finite, got {shown(value)}")
 
 
 def is_tail(inner: torch.Size, outer: torch.Size) -> bool:

@@ -51,7 +51,8 @@ def compile(flow: F, *, whole: bool = False, **options: Any) -> F:  # fk.compile
     >>> flow.log_prob(torch.zeros(2, 4)).shape
     torch.Size([2])
     """
-    blocks = [m for m in flow.modules() if isinstance(m, Bijection) and not isinstance(m, InvertibleNetwork)]
+    parts = flow.modules() if isinstance(flow, nn.Module) else ()
+    blocks = [m for m in parts if isinstance(m, Bijection) and not isinstance(m, InvertibleNetwork)]
     if not blocks:
         raise ConfigError(f"fk.compile takes a Flow or a Bijection, got {type(flow).__name__}")
     if whole:

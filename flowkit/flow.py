@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowkit.assembly import find_base_wires, graph_of, make_base
 from flowkit.backprop import check_options
 from flowkit.bijection import Bijection, Prepared, as_tuple
-from flowkit.call import Batch, check_batch, common_lead, is_tail, rows, sizes_of, to_rows
+from flowkit.call import Batch, check_batch, check_temperature, common_lead, is_tail, rows, sizes_of, to_rows
 from flowkit.conditional import FlowDistribution
 from flowkit.errors import ConfigError, InputError
 from flowkit.graph import Graph, InvertibleNetwork, Wire
@@ -327,8 +327,7 @@ class Flow(nn.Module):
     def _sample(
         self, lead: torch.Size, conditions: Batch, prepared: Prepared | None, temperature: float, *, with_log_prob: bool
     ) -> tuple[Data, Tensor | None]:
-        if not 0 <= temperature < math.inf:
-            raise InputError(f"temperature must be 0 or more and finite, got {temperature}")
+        check_temperature(temperature)
         prepared, base_conditions = self._for_base(lead, conditions, prepared)
         z = self.base.sample(lead, *base_conditions, temperature=temperature)
         x, log_det, _ = self._decode(z, conditions, prepared, with_log_det=with_log_prob)
@@ -352,6 +351,8 @@ class Flow(nn.Module):
         if not isinstance(z, Tensor) or z.dim() < 1 or z.shape[-1] != self.dim:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise InputError(f"z must be of shape (..., {self.dim}), got {got}")
+        if z.layout is not torch.strided:
+            raise InputError(f"z must be dense, got {z.layout}: z.to_dense() makes it so")
         if z.dtype != self.network.reference.dtype or z.device != self.network.reference.device:
             wanted = self.network.reference
             raise InputError(f"z must be {wanted.dtype} on {wanted.device} as the flow is, got {z.dtype} on {z.device}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.arguments import is_int
-from flowkit.errors import ConfigError, ShapeError
+from flowkit.errors import ConditionError, ConfigError, InputError, ShapeError
 from flowkit.shapes import Shape, as_shapes
 from flowkit.strict_json import shown
 from flowkit.subnets import MLP, build_subnet
@@ -25,6 +26,49 @@ def check_dim(owner: str, dim: int) -> None:
         raise ConfigError(f"{owner} needs a positive number of dimensions, got {shown(dim)}")
 
 
+def _of_what_fits(name: str) -> Callable[[Callable], Callable]:
+    """Has a method called with a latent and conditions of the base's shapes alone; a compiled graph looks at none."""
+
+    def decorate(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def wrapped(self: Base, first: Any, *conditions: Any, **keywords: Any) -> Tensor:
+            if not torch.compiler.is_compiling():
+                _check_conditions(self, conditions, _lead_of_latent(self, first) if name == "log_prob" else None)
+            return method(self, first, *conditions, **keywords)
+
+        return wrapped
+
+    return decorate
+
+
+def _lead_of_latent(base: Base, z: Any) -> torch.Size:
+    if not isinstance(z, Tensor) or not z.is_floating_point() or z.shape[-1:] != (base.dim,):
+        got = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"{type(base).__name__}: z must be floating-point of shape (..., {base.dim}), got {got}")
+    return z.shape[:-1]
+
+
+def _check_conditions(base: Base, conditions: Sequence[Any], lead: torch.Size | None) -> None:
+    owner, shapes = type(base).__name__, base.condition_shapes
+    if len(conditions) != len(shapes):
+        wanted = ", ".join(map(str, shapes)) or "none"
+        raise ConditionError(f"{owner} takes conditions of shape {wanted}, got {len(conditions)} of them")
+    leads = [] if lead is None else [lead]
+    for condition, shape in zip(conditions, shapes, strict=True):
+        if not isinstance(condition, Tensor) or condition.shape[condition.dim() - len(shape) :] != shape:
+            got = tuple(condition.shape) if isinstance(condition, Tensor) else type(condition).__name__
+            raise ConditionError(
+                f"{owner}: a condition must be of shape ({', '.join(['...', *map(str, shape)])}), got {got}"
+            )
+        leads.append(condition.shape[: condition.dim() - len(shape)])
+    if len(set(leads)) > 1:
+        try:
+            torch.broadcast_shapes(*leads)
+        except RuntimeError as error:
+            listed = " and ".join(str(tuple(each)) for each in leads)
+            raise ConditionError(f"{owner}: batches of shapes {listed} do not broadcast") from error
+
+
 class Base(nn.Module):
     """A distribution of the flat latent z `(..., D)`, conditional or not.
 
@@ -38,6 +82,13 @@ class Base(nn.Module):
         given: event shapes of its conditions.
     """
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # An author's own methods see nothing but what fits: a z of one element would broadcast to a wrong density.
+        for name in ("log_prob", "sample"):
+            if name in cls.__dict__:
+                setattr(cls, name, _of_what_fits(name)(cls.__dict__[name]))
+
     def __init__(self, dim: int, given: int | Sequence = ()):
         super().__init__()
         check_dim(type(self).__name__, dim)
@@ -48,6 +99,7 @@ class Base(nn.Module):
         """Log-density of z `(..., D)`, `(...)`; the conditions' leading dimensions broadcast against z's."""
         raise NotImplementedError(f"{type(self).__name__} has no log_prob")
 
+    @_of_what_fits("sample")
     def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
         """`(*shape, D)`, differentiable in the base's parameters; the conditions broadcast against `shape`."""
         return self.from_noise(self.noise(shape), *conditions, temperature=temperature)

@@ -179,6 +179,17 @@ def test_flow_of_something_else(network, message):
         fk.Flow(network)
 
 
+def test_conditions_of_a_base_that_are_no_wires():
+    with pytest.raises(fk.GraphError, match="base_given: a condition wire of this graph or its name is needed, got 3"):
+        fk.Flow(fk.Identity((2,)), base=fk.DiagonalNormal, base_given=3)
+
+
+def test_only_flows_and_bijections_are_compiled():
+    for other in (3, nn.Linear(2, 2)):
+        with pytest.raises(fk.ConfigError, match="fk.compile takes a Flow or a Bijection, got"):
+            fk.compile(other)
+
+
 def test_arguments_are_never_mutated(flow):
     x, c, z = torch.randn(6, 5, 4), torch.randn(5, 3), torch.randn(6, 5, 4)
     before = [t.clone() for t in (x, c, z)]

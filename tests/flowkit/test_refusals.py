@@ -224,6 +224,12 @@ def test_a_flag_that_is_no_bool_is_refused_although_python_would_take_it():
         fk.AffineCoupling((4,), two_sided="no")
 
 
+@pytest.mark.parametrize("cls", [fk.Permute, fk.ActNorm, fk.LULinear])
+def test_conditions_where_none_are_taken(cls):
+    with pytest.raises(fk.ConfigError, match=rf"^{cls.__name__} takes no conditions, got given=\(2,\)$"):
+        cls((3,), given=(2,))
+
+
 def test_a_plugin_s_class_is_checked_by_its_annotations():
     @fk.register("refusals.knob")
     class Knob(fk.Identity):
