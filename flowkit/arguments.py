@@ -126,7 +126,7 @@ class Contract:
         the kinds.
 
         Raises:
-            ConfigError, ShapeError: an argument of another kind than its annotation says, or conditions that are not taken.
+            ConfigError, ShapeError: an argument of another kind than its annotation says, or conditions in vain.
         """
         if self.takes_no_conditions and "given" in kwargs:
             raise ConfigError(f"{owner} takes no conditions, got given={shown(kwargs['given'])}")

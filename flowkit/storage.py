@@ -25,7 +25,7 @@ from flowkit.strict_json import check, in_one_line, shown
 
 
 def save(flow: Flow, path: str | os.PathLike) -> None:
-    """Write a flow to one safetensors file, whole or not at all: an earlier file survives a failure.
+    """Write a flow to one safetensors file, whole or not at all: it replaces an earlier one, which survives a failure.
 
     Every part must be written by a registered name: the built-in ones are, yours are after `@fk.register`.
 

@@ -140,7 +140,7 @@ def free_path(path: Path) -> Path:
         for number in itertools.count(2):
             yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
-    return next(candidate for candidate in candidates() if not candidate.exists())
+    return next(candidate for candidate in candidates() if not os.path.lexists(candidate))
 
 
 def settings_text(settings: Any, command: str) -> str:

@@ -73,7 +73,7 @@ def fit(
         module: the flow and its recipe; the flow is trained in place, and left in eval mode, on the CPU.
         batches: a data loader, by `flowkit.training.batches` where the run is to be resumed exactly.
         steps: of the whole run, those before a restart included.
-        checkpoint: the file of the last state; None for none.
+        checkpoint: the file of the last state; it replaces an earlier one; None for none.
         resume: go on from that file.
         device: "auto", "cpu", "cuda" or "cuda:N".
         save_every: seconds between two writes of the checkpoint.

@@ -186,7 +186,7 @@ def test_conditions_of_a_base_that_are_no_wires():
 
 def test_only_flows_and_bijections_are_compiled():
     for other in (3, nn.Linear(2, 2)):
-        with pytest.raises(fk.ConfigError, match="fk.compile takes a Flow or a Bijection, got"):
+        with pytest.raises(fk.ConfigError, match=r"fk\.compile takes a Flow or a Bijection, got"):
             fk.compile(other)
 
 
