@@ -282,7 +282,11 @@ def check_recipe(what: str, recipe: Any) -> None:
     if inspect.isclass(recipe) and hasattr(recipe, "build"):
         raise ConfigError(f"{what} must be an instance of a recipe, fk.{recipe.__name__}(...), got the class")
     if isinstance(recipe, nn.Module) or not callable(recipe):
-        got = f"the module {type(recipe).__name__}, already built" if isinstance(recipe, nn.Module) else shown(recipe)
+        got = (
+            f"the module {type(recipe).__name__}, already built"
+            if isinstance(recipe, nn.Module)
+            else shown(recipe, 200)
+        )
         raise ConfigError(
             f"{what} must be a recipe, a callable (c_in, c_out) -> nn.Module such as fk.MLP(hidden=64), got {got}"
         )
