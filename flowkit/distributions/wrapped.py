@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -22,8 +23,8 @@ Factory = str | Callable[..., td.Distribution]
 class TorchDistribution(Base):
     """Any continuous `torch.distributions.Distribution` of vectors as a base.
 
-    log p(z) is the distribution's; minus infinity outside of its support, and for von Mises' angles outside of [-pi,
-    pi], one turn. Where it is of single numbers, there are D of
+    log p(z) is the distribution's; minus infinity outside of its support, and for von Mises' angles, also those in a
+    mixture or transformed, outside of [-pi, pi], one turn. Where it is of single numbers, there are D of
     them, independent. Arguments that are numbers or lists of numbers become buffers, so that they follow the dtype and
     the device; nothing is learned.
 
@@ -87,13 +88,14 @@ class TorchDistribution(Base):
         """
         numbers = {name: getattr(self, f"argument_{name}") for name in self.numeric}
         if inspect.isclass(self.factory) and issubclass(self.factory, td.Distribution):
-            numbers["validate_args"] = False  # data outside has density 0, it is no error
+            numbers["validate_args"] = False
         try:
             made = self.factory(*conditions, **numbers, **self.arguments)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"TorchDistribution: {self.label} cannot be made: {error}") from error
         if not isinstance(made, td.Distribution):
             raise ConfigError(f"TorchDistribution: {self.label} made a {type(made).__name__}, no torch Distribution")
+        made = _unchecked(made)
         try:
             discrete = made.support is not None and made.support.is_discrete
         except NotImplementedError:
@@ -123,14 +125,9 @@ class TorchDistribution(Base):
         if not z.numel():  # torch cannot reshape an empty batch
             return z.sum(-1).expand(torch.broadcast_shapes(z.shape[:-1], made.batch_shape))
         log_prob = made.log_prob(z)
-        try:
-            inside = made.support.check(z) if made.support is not None else None
-        except NotImplementedError:
-            inside = None
+        inside = _inside(made, z)
         if inside is None:
             return log_prob
-        if _is_angle(made):
-            inside = inside & (z.abs() <= math.pi).all(-1)  # torch's density repeats every turn
         nan = z.isnan().any(-1)
         return torch.where(nan, z.sum(-1), torch.where(inside | nan, log_prob, -math.inf))
 
@@ -169,10 +166,44 @@ def _on_simplex(made: td.Distribution) -> bool:
         return False
 
 
-def _is_angle(made: td.Distribution) -> bool:
-    while isinstance(made, td.Independent):
-        made = made.base_dist
-    return isinstance(made, td.VonMises)
+PARTS = ("base_dist", "_component_distribution", "_mixture_distribution")  # what distributions are made of
+
+
+def _unchecked(made: td.Distribution) -> td.Distribution:
+    """A copy that computes the density of whatever it gets: data outside has density 0, it is no error."""
+    made = copy.copy(made)
+    made._validate_args = False
+    for name in PARTS:
+        if isinstance(part := made.__dict__.get(name), td.Distribution):
+            setattr(made, name, _unchecked(part))
+    return made
+
+
+def _inside(made: td.Distribution, z: Tensor) -> Tensor | None:
+    """Where z `(..., *event)` has a density, `(...)`; None where the distribution does not say.
+
+    What torch calls the support of a transformed distribution is its last transform's image, whatever the base covers,
+    and that of von Mises' distribution is all of the line, although its density is that of one turn.
+    """
+    try:
+        inside = made.support.check(z) if made.support is not None else None
+    except NotImplementedError:
+        return None
+    parts, at, extra = None, z, 0
+    if isinstance(made, td.VonMises):
+        parts = z.abs() <= math.pi
+    elif isinstance(made, td.Independent):
+        parts, extra = _inside(made.base_dist, z), made.reinterpreted_batch_ndims
+    elif isinstance(made, td.MixtureSameFamily):
+        components = _inside(made.component_distribution, z.unsqueeze(-1 - len(made.event_shape)))
+        parts = components if components is None else components.any(-1)
+    elif isinstance(made, td.TransformedDistribution):
+        for transform in reversed(made.transforms):
+            at = transform.inv(at)
+        parts, extra = _inside(made.base_dist, at), len(made.event_shape) - len(made.base_dist.event_shape)
+    if parts is not None and extra > 0:
+        parts = parts.flatten(-extra).all(-1)
+    return inside if parts is None else parts if inside is None else inside & parts
 
 
 def _find(name: str) -> Callable[..., td.Distribution]:
