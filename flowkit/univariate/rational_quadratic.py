@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +13,11 @@ from torch import Tensor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
-from flowkit.univariate.knots import between, check_bins, wide, within_unit
-from flowkit.univariate.rational_quadratic_eager import Setting, Spline, pull_back, transform
+from flowkit.univariate import rational_quadratic_eager, rational_quadratic_formula
+from flowkit.univariate.knots import check_bins, wide
+from flowkit.univariate.rational_quadratic_eager import Setting, Spline, transform
+from flowkit.univariate.rational_quadratic_formula import CompiledSpline, formula
 from flowkit.univariate.univariate import Univariate
-
-
-class Bin(NamedTuple):
-    """The bin of each element, all of x's shape: its corner, its size, and the derivatives at its two ends."""
-
-    left: Tensor
-    bottom: Tensor
-    width: Tensor
-    height: Tensor
-    start: Tensor
-    end: Tensor
 
 
 class RationalQuadratic(Univariate):
@@ -78,11 +68,14 @@ class RationalQuadratic(Univariate):
     def _spline(self, x: Tensor, parameters: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         x, (widths, heights, inner) = wide(x, parameters)
         arguments = (x, widths, heights, self._with_ends(inner))
-        formula = functools.partial(_formula, setting=self._setting, inverse=inverse)
+        needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in arguments)
+        if compiling() and needs_gradients:
+            return CompiledSpline.apply(*arguments, self._setting, inverse)
+        recorded = functools.partial(formula, setting=self._setting, inverse=inverse)
         if not eager():
-            return formula(*arguments)
-        if torch.is_grad_enabled() and any(each.requires_grad for each in arguments):
-            return Spline.apply(*arguments, self._setting, inverse, formula)
+            return recorded(*arguments)
+        if needs_gradients:
+            return Spline.apply(*arguments, self._setting, inverse, recorded)
         with torch.no_grad():
             return transform(*arguments, self._setting, inverse)[:2]
 
@@ -137,12 +130,18 @@ class RationalQuadraticSpline(RationalQuadratic):
         self, y: Tensor, parameters: Sequence[Tensor], grad_y: Tensor, grad_log: Tensor
     ) -> tuple[Tensor, Tensor, Sequence[Tensor], dict[str, Tensor]]:
         """In closed form, from the bins that the inverse finds."""
-        if not eager():
+        if not (eager() or compiling()):
             return super().undo(y, parameters, grad_y, grad_log)
         y, values = wide(y, parameters)
-        arguments = (y, values[0], values[1], self._with_ends(values[2]))
-        x, _, found = transform(*arguments, self._setting, inverse=True)
-        grad_x, *grads = pull_back(found, grad_y.to(x.dtype), grad_log.expand_as(x).to(x.dtype), self._setting, False)
+        predicted = (values[0], values[1], self._with_ends(values[2]))
+        upstream = (grad_y.to(y.dtype), grad_log.expand_as(y).to(y.dtype))
+        grad_x: Tensor | None
+        if compiling():
+            x, _ = formula(y, *predicted, self._setting, inverse=True)
+            grad_x, *grads = rational_quadratic_formula.pull_back(x, *predicted, *upstream, self._setting, False)
+        else:
+            x, _, found = transform(y, *predicted, self._setting, inverse=True)
+            grad_x, *grads = rational_quadratic_eager.pull_back(found, *upstream, self._setting, False)
         assert grad_x is not None
         grads[2] = grads[2][:, 1:-1]
         given = [grad.to(parameter.dtype) for grad, parameter in zip(grads, parameters, strict=True)]
@@ -155,64 +154,15 @@ class RationalQuadraticSpline(RationalQuadratic):
 
 def eager() -> bool:
     """Whether nothing looks on but autograd's reverse mode: no compiler, function transform or forward mode."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return torch.autograd.forward_ad._current_level < 0
+    return not torch.compiler.is_compiling() and not _transformed()
 
 
-def _formula(
-    x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """The image of x and the log-derivative there, every operation recorded."""
-    at = between(x, setting.low, setting.high)
-    bin = _find(at, widths, heights, derivatives, setting, inverse)
-    slope = bin.height / bin.width
-    bend = bin.start + bin.end - 2 * slope
-    if inverse:
-        up = at - bin.bottom
-        a = bin.height * (slope - bin.start) + up * bend
-        b = bin.height * bin.start - up * bend
-        c = -slope * up
-        root = (b * b - 4 * a * c).clamp_min(0).sqrt()  # rounding can take it below zero
-        t = within_unit(2 * c / (-b - root))
-    else:
-        t = within_unit((at - bin.left) / bin.width)
-    rest = t * (1 - t)
-    denominator = slope + bend * rest
-    curve = bin.end * t * t + 2 * slope * rest + bin.start * (1 - t) * (1 - t)
-    log_derivative = 2 * (slope / denominator).log() + curve.log()
-    if inverse:
-        image, log_derivative = bin.left + bin.width * t, -log_derivative
-    else:
-        image = bin.bottom + bin.height * (slope * t * t + bin.start * rest) / denominator
-    outside = x != at
-    return torch.where(outside, x, image), torch.where(outside, 0.0, log_derivative)
+def compiling() -> bool:
+    """Whether `torch.compile` looks on, and nothing beside it that needs each operation recorded."""
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not _transformed()
 
 
-def _find(at: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, setting: Setting, by_height: bool) -> Bin:
-    """Each element's bin, by choices between neighbouring knots, which a compiler makes into one pass."""
-    lefts, bottoms = _knots(widths, setting), _knots(heights, setting)
-    raw = derivatives.unbind(1)
-    left, right, bottom, top = lefts[0], lefts[1], bottoms[0], bottoms[1]
-    start, end = raw[0], raw[1]
-    for k in range(1, len(lefts) - 1):
-        beyond = at >= (bottoms if by_height else lefts)[k]
-        left, right = torch.where(beyond, lefts[k], left), torch.where(beyond, lefts[k + 1], right)
-        bottom, top = torch.where(beyond, bottoms[k], bottom), torch.where(beyond, bottoms[k + 1], top)
-        start, end = torch.where(beyond, raw[k], start), torch.where(beyond, raw[k + 1], end)
-    start = F.softplus(start + setting.offset) + setting.min_derivative
-    end = F.softplus(end + setting.offset) + setting.min_derivative
-    return Bin(left, bottom, right - left, top - bottom, start, end)
-
-
-def _knots(raw: Tensor, setting: Setting) -> list[Tensor]:
-    """The K + 1 knots, from end to end exactly."""
-    each = raw.unbind(1)
-    span = setting.high - setting.low
-    most = functools.reduce(torch.maximum, each).detach()
-    parts = [(part - most).exp() for part in each]
-    scale = span * (1 - len(each) * setting.min_bin) / functools.reduce(torch.add, parts)
-    knots = [torch.full_like(most, setting.low)]
-    for part in parts[:-1]:
-        knots.append(knots[-1] + (part * scale + span * setting.min_bin))
-    return [*knots, torch.full_like(most, setting.high)]
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    """Whether a function transform or forward mode looks on; a compiler asks while it traces, and guards on both."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0

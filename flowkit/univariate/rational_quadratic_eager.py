@@ -1,6 +1,6 @@
 """The rational-quadratic spline in eager mode: few passes over memory, and gradients in closed form.
 
-The numbers are those of the formula in `rational_quadratic.py`, which serves compilers, function transforms and second
+The numbers are those of `rational_quadratic_formula.py`, which serves compilers, function transforms and second
 derivatives. Here the K numbers of an element come first, `(K, B, C, ...)`, so that each bin's are contiguous: what is
 done bin by bin then stays in the processor's cache, where a softmax or a sum over a strided dimension takes several
 times as long. Masks are numbers, for `torch.where` takes the time of twenty multiplications.
@@ -27,11 +27,10 @@ class Setting(NamedTuple):
     offset: float
 
 
-class Found(NamedTuple):
-    """What the backward step needs: the place t of each element in its bin, and the bin; of x's shape unless noted.
+class Place(NamedTuple):
+    """Where each element lies, all of x's shape: the place t in its bin, and the bin with its raw derivatives.
 
-    `inside` is 1 within the interval and 0 in the tails; `above`, `(K - 1, B, C, ...)`, is 1 where the element is right
-    of an inner knot; `widths` and `heights`, `(K, B, C, ...)`, are the softmaxes.
+    `inside` is 1 within the interval and 0 in the tails.
     """
 
     t: Tensor
@@ -42,9 +41,31 @@ class Found(NamedTuple):
     raw_start: Tensor
     raw_end: Tensor
     inside: Tensor
+
+
+class Found(NamedTuple):
+    """What the backward step needs: the place of each element, and what led there.
+
+    `above`, `(K - 1, B, C, ...)`, is 1 where the element is right of an inner knot; `widths` and `heights`,
+    `(K, B, C, ...)`, are the softmaxes.
+    """
+
+    place: Place
     above: Tensor
     widths: Tensor
     heights: Tensor
+
+
+class ElementGradients(NamedTuple):
+    """The gradients of x, of the knots of each element's bin, and of the raw derivatives there, all of x's shape."""
+
+    x: Tensor | None
+    left: Tensor
+    right: Tensor
+    bottom: Tensor
+    top: Tensor
+    start: Tensor
+    end: Tensor
 
 
 class Spline(torch.autograd.Function):
@@ -63,14 +84,15 @@ class Spline(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """`formula` computes the same by recorded operations: second derivatives are taken through it."""
         image, log_derivative, found = transform(x, widths, heights, derivatives, setting, inverse)
-        ctx.save_for_backward(x, widths, heights, derivatives, *found)
+        ctx.save_for_backward(x, widths, heights, derivatives, *found.place, *found[1:])
         ctx.setting, ctx.inverse, ctx.formula = setting, inverse, formula
         return image, log_derivative
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """In closed form, but by autograd where the gradients are to be differentiated themselves."""
-        arguments, found = ctx.saved_tensors[:4], Found(*ctx.saved_tensors[4:])
+        arguments, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        found = Found(Place(*saved[:-3]), *saved[-3:])
         if not torch.is_grad_enabled():
             given = pull_back(found, grads[0], grads[1], ctx.setting, ctx.inverse, ctx.needs_input_grad[0])
             return *given, None, None, None
@@ -124,8 +146,8 @@ def transform(
         ratio = square.mul_(slope).addcmul_(start, product).div_(denominator)
         image = torch.addcmul(bottom, height, ratio)
     image.mul_(inside).addcmul_(x, outside)  # in the tails exactly x, which is finite where outside is 0
-    found = Found(t, width, height, start, end, raw_start, raw_end, inside, above, width_parts, height_parts)
-    return image, log_derivative, found
+    place = Place(t, width, height, start, end, raw_start, raw_end, inside)
+    return image, log_derivative, Found(place, above, width_parts, height_parts)
 
 
 def _partition(raw: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
@@ -149,20 +171,39 @@ def _index(above: Tensor, x: Tensor) -> Tensor:
 
 
 def _derivative(raw: Tensor, setting: Setting) -> Tensor:
-    """softplus(raw + offset) + min_derivative; by the sigmoid, which is vectorised where log1p is not."""
+    """softplus(raw + offset) + min_derivative, as exact as by log1p, which is not vectorised."""
     raw = raw + setting.offset
-    return raw.clamp_min(0).sub_(raw.abs_().sigmoid_().log_()).add_(setting.min_derivative)
+    small = raw.abs().neg_().exp_()
+    more = 1 + small
+    correction = (small - (more - 1)).div_(more)  # of what rounding took from 1 + small
+    return raw.clamp_min_(0).add_(more.log_()).add_(correction).add_(setting.min_derivative)
 
 
 def pull_back(
     found: Found, grad_image: Tensor, grad_log: Tensor, setting: Setting, inverse: bool, wants_x: bool = True
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """The gradients of x, of the raw widths, heights and K + 1 derivatives.
+    """The gradients of x, of the raw widths, heights and K + 1 derivatives."""
+    grads = pull_back_element(found.place, grad_image, grad_log, setting, inverse, wants_x)
+    spread = (setting.high - setting.low) * (1 - len(found.widths) * setting.min_bin)
+    grad_widths = _pull_partition(found.widths, found.above, grads.left.mul_(spread), grads.right.mul_(spread))
+    grad_heights = _pull_partition(found.heights, found.above, grads.bottom.mul_(spread), grads.top.mul_(spread))
+    t = found.place.t
+    index = _index(found.above, t).transpose(0, 1)
+    grad_derivatives = t.new_zeros((t.shape[0], len(found.widths) + 1, *t.shape[1:]))
+    grad_derivatives.scatter_(1, index, grads.start.unsqueeze(1))
+    grad_derivatives.scatter_(1, index + 1, grads.end.unsqueeze(1))
+    return grads.x, grad_widths, grad_heights, grad_derivatives
+
+
+def pull_back_element(
+    place: Place, grad_image: Tensor, grad_log: Tensor, setting: Setting, inverse: bool, wants_x: bool = True
+) -> ElementGradients:
+    """The gradients within each element's bin: the one place where the spline is differentiated.
 
     Those of the inverse are those of the forward map at its result, with dx/dp = -(df/dp) / (df/dx).
     """
-    t, width, height, start, end = found[:5]
-    grad_inner, grad_log = grad_image * found.inside, grad_log * found.inside
+    t, width, height, start, end = place[:5]
+    grad_inner, grad_log = grad_image * place.inside, grad_log * place.inside
     slope = height / width
     rest = 1 - t
     product, square, rest_square = t * rest, t * t, rest * rest
@@ -177,12 +218,12 @@ def pull_back(
     grad_x: Tensor | None = None
     if inverse:
         grad_y = torch.addcdiv(grad_inner, grad_log * log_by_t, width, value=-1).div_(derivative)
-        grad_x = torch.addcmul(grad_y, grad_image, 1 - found.inside) if wants_x else None
+        grad_x = torch.addcmul(grad_y, grad_image, 1 - place.inside) if wants_x else None
         grad_inner, grad_log = grad_y.neg(), grad_log.neg_()
     grad_t = derivative.mul_(width).mul_(grad_inner).addcmul_(log_by_t, grad_log)
     per_width = grad_t.div_(width)
     if not inverse and wants_x:
-        grad_x = torch.addcmul(per_width, grad_image, 1 - found.inside)
+        grad_x = torch.addcmul(per_width, grad_image, 1 - place.inside)
     ratio = (slope * square).addcmul_(start, product).mul_(over_denominator)
     by_image = (grad_inner * height).mul_(over_denominator)  # what all derivatives of the image share
     both = (grad_log * product).mul_(over_denominator).mul_(-2)  # the denominator's part, for either end
@@ -195,18 +236,11 @@ def pull_back(
     grad_slope.div_(width)
     grad_height = torch.addcmul(grad_slope, grad_inner, ratio)
     grad_width = torch.addcmul(per_width * t, grad_slope, slope).neg_()
-    spread = (setting.high - setting.low) * (1 - len(found.widths) * setting.min_bin)
     grad_left = per_width.add(grad_width).neg_()
-    grad_widths = _pull_partition(found.widths, found.above, grad_left.mul_(spread), grad_width.mul_(spread))
     grad_bottom = torch.sub(grad_inner, grad_height)
-    grad_heights = _pull_partition(found.heights, found.above, grad_bottom.mul_(spread), grad_height.mul_(spread))
-    grad_start.mul_((found.raw_start + setting.offset).sigmoid_())
-    grad_end.mul_((found.raw_end + setting.offset).sigmoid_())
-    index = _index(found.above, t).transpose(0, 1)
-    grad_derivatives = t.new_zeros((t.shape[0], len(found.widths) + 1, *t.shape[1:]))
-    grad_derivatives.scatter_(1, index, grad_start.unsqueeze(1))
-    grad_derivatives.scatter_(1, index + 1, grad_end.unsqueeze(1))
-    return grad_x, grad_widths, grad_heights, grad_derivatives
+    grad_start.mul_((place.raw_start + setting.offset).sigmoid_())
+    grad_end.mul_((place.raw_end + setting.offset).sigmoid_())
+    return ElementGradients(grad_x, grad_left, grad_width, grad_bottom, grad_height, grad_start, grad_end)
 
 
 def _pull_partition(parts: Tensor, above: Tensor, grad_low: Tensor, grad_high: Tensor) -> Tensor:

@@ -3,8 +3,8 @@ import torch
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 
 import flowkit as fk
-from flowkit.univariate import build_univariate
-from flowkit.univariate.rational_quadratic import _formula, _knots
+from flowkit.univariate import build_univariate, rational_quadratic
+from flowkit.univariate.rational_quadratic_formula import CompiledSpline, formula, partition
 
 
 def drawn(bins=5, shape=(3,), rows=64, scale=2.0, **config):
@@ -46,17 +46,47 @@ def test_gradients(inverse):
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 2)])
-def test_the_closed_form_is_that_of_autograd_through_the_formula(shape, inverse):
+@pytest.mark.parametrize("for_compilers", [False, True])
+def test_the_closed_form_is_that_of_autograd_through_the_formula(shape, inverse, for_compilers):
     spline, parameters = drawn(6, shape)
     leaves = [2 * torch.randn(64, *shape), *parameters]
     leaves = [each.detach().clone().requires_grad_() for each in leaves]
     arguments = (*leaves[:3], spline._with_ends(leaves[3]))
-    run = spline.inverse if inverse else spline.forward
-    results = run(*leaves), _formula(*arguments, spline._setting, inverse)
+    if for_compilers:
+        ours = CompiledSpline.apply(*arguments, spline._setting, inverse)
+    else:
+        ours = (spline.inverse if inverse else spline.forward)(*leaves)
+    results = ours, formula(*arguments, spline._setting, inverse)
     torch.testing.assert_close(*results, atol=1e-10, rtol=1e-10)
     upstream = [torch.randn(64, *shape), torch.randn(64, *shape)]
     closed, recorded = (torch.autograd.grad(each, leaves, upstream) for each in results)
     torch.testing.assert_close(closed, recorded, atol=1e-8, rtol=1e-8)
+
+
+class WithoutGradients(CompiledSpline):
+    @staticmethod
+    def backward(ctx, *grads):
+        return *[torch.zeros_like(each) for each in (ctx.saved_tensors[0], *ctx.saved_tensors[2:])], None, None
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_compilers_trace_the_closed_form_and_function_transforms_the_formula(inverse, monkeypatch):
+    spline, parameters = drawn(3, (2,), rows=5)
+    leaves = [each.detach().clone().requires_grad_() for each in (2 * torch.randn(5, 2), *parameters)]
+    run = spline.inverse if inverse else spline.forward
+
+    def compiled_gradients():
+        compiled = torch.compile(lambda *leaves: run(*leaves), fullgraph=True, backend="aot_eager")
+        return torch.autograd.grad(compiled(*leaves), leaves, (torch.ones(5, 2), torch.ones(5, 2)))
+
+    wanted = torch.autograd.grad(run(*leaves), leaves, (torch.ones(5, 2), torch.ones(5, 2)))
+    torch.testing.assert_close(compiled_gradients(), wanted, atol=1e-9, rtol=1e-9)
+    monkeypatch.setattr(rational_quadratic, "CompiledSpline", WithoutGradients)
+    torch._dynamo.reset()
+    assert all((each == 0).all() for each in compiled_gradients())
+    slope = torch.func.grad(lambda x: run(x, *parameters)[1].sum())
+    x = leaves[0].detach()
+    torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend="aot_eager")(x), slope(x))
 
 
 def test_undo_gives_the_input_and_the_gradients():
@@ -91,7 +121,7 @@ def test_float32_on_knots_in_tails_and_with_the_smallest_bins():
     spline, parameters = drawn(8, (1,), rows=1, scale=0.0)
     extreme = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     extreme[0][:, 0], extreme[1][:, -1] = 50.0, 50.0  # all but one bin as narrow, or as low, as may be
-    knots = torch.cat(_knots(extreme[0], spline._setting)).flatten().float()
+    knots = torch.cat(partition(extreme[0], spline._setting).knots).flatten().float()
     x = torch.cat((knots, torch.tensor([-1e6, 1e6, -3.0000002, 3.0000002, 2.9999998]))).float()[:, None]
     rows = [p.expand(len(x), *p.shape[1:]) for p in extreme]
     y, log_derivative = spline(x, *rows)
