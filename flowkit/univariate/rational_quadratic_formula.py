@@ -30,7 +30,7 @@ class Partition(NamedTuple):
 class Bin(NamedTuple):
     """The bin of each element, of x's shape: its number, its corner and size, and the raw derivatives at its ends."""
 
-    index: Tensor
+    number: Tensor
     left: Tensor
     bottom: Tensor
     width: Tensor
@@ -89,15 +89,15 @@ def _find(
     at: Tensor, widths: Partition, heights: Partition, derivatives: Tensor, setting: Setting, by_height: bool
 ) -> Bin:
     lefts, bottoms, raw = widths.knots, heights.knots, derivatives.unbind(1)
-    index, left, right, bottom, top = torch.zeros_like(at), lefts[0], lefts[1], bottoms[0], bottoms[1]
+    number, left, right, bottom, top = torch.zeros_like(at), lefts[0], lefts[1], bottoms[0], bottoms[1]
     start, end = raw[0], raw[1]
     for k in range(1, len(lefts) - 1):
         beyond = at >= (bottoms if by_height else lefts)[k]
-        index = torch.where(beyond, float(k), index)
+        number = torch.where(beyond, float(k), number)
         left, right = torch.where(beyond, lefts[k], left), torch.where(beyond, lefts[k + 1], right)
         bottom, top = torch.where(beyond, bottoms[k], bottom), torch.where(beyond, bottoms[k + 1], top)
         start, end = torch.where(beyond, raw[k], start), torch.where(beyond, raw[k + 1], end)
-    return Bin(index, left, bottom, right - left, top - bottom, start, end)
+    return Bin(number, left, bottom, right - left, top - bottom, start, end)
 
 
 def _derivative(raw: Tensor, setting: Setting) -> Tensor:
@@ -120,8 +120,9 @@ class CompiledSpline(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Those of the inverse are found at its result."""
-        x, image, *predicted = ctx.saved_tensors
-        given = pull_back(image if ctx.inverse else x, *predicted, *grads, ctx.setting, ctx.inverse)
+        x, image, widths, heights, derivatives = ctx.saved_tensors
+        point = image if ctx.inverse else x
+        given = pull_back(point, widths, heights, derivatives, grads[0], grads[1], ctx.setting, ctx.inverse)
         return *given, None, None
 
 
@@ -150,10 +151,10 @@ def pull_back(
     assert grads.x is not None
     numbers = torch.arange(derivatives.shape[1], device=x.device, dtype=x.dtype)
     numbers = numbers.view(-1, *(1,) * (x.dim() - 1))
-    index, grad_start, grad_end = bin.index.unsqueeze(1), grads.start.unsqueeze(1), grads.end.unsqueeze(1)
+    index, grad_start, grad_end = bin.number.unsqueeze(1), grads.start.unsqueeze(1), grads.end.unsqueeze(1)
     grad_derivatives = torch.where(numbers == index, grad_start, torch.where(numbers == index + 1, grad_end, 0.0))
     least = (setting.high - setting.low) * setting.min_bin
-    before_left, before_bottom = (edge - setting.low - bin.index * least for edge in (bin.left, bin.bottom))
+    before_left, before_bottom = (edge - setting.low - bin.number * least for edge in (bin.left, bin.bottom))
     return (
         grads.x,
         _pull_partition(widths, columns, index, grads.left, grads.right, before_left, bin.width - least, setting),
