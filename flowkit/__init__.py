@@ -79,6 +79,7 @@ _MODULES = {
         "Transpose",
         "UniformDequantization",
         "VariationalDequantization",
+        "Whiten",
     ),
     "flowkit.compilation": ("compile",),
     "flowkit.distributions": (
@@ -91,6 +92,7 @@ _MODULES = {
         "JointBase",
         "Laplace",
         "Logistic",
+        "LowRankNormal",
         "Resampled",
         "StandardNormal",
         "StudentT",
@@ -234,6 +236,7 @@ if TYPE_CHECKING:
         Transpose,
         UniformDequantization,
         VariationalDequantization,
+        Whiten,
     )
     from flowkit.compilation import compile
     from flowkit.distributions import (
@@ -246,6 +249,7 @@ if TYPE_CHECKING:
         JointBase,
         Laplace,
         Logistic,
+        LowRankNormal,
         Resampled,
         StandardNormal,
         StudentT,

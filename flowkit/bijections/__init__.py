@@ -31,6 +31,7 @@ from flowkit.bijections.split import Concat, Split
 from flowkit.bijections.squashing import LeakyTanh, LogTanh, Softclip
 from flowkit.bijections.sylvester import Sylvester
 from flowkit.bijections.univariate_elementwise import Elementwise
+from flowkit.bijections.whitening import Whiten
 
 __all__ = [
     "CDF",
@@ -98,4 +99,5 @@ __all__ = [
     "Transpose",
     "UniformDequantization",
     "VariationalDequantization",
+    "Whiten",
 ]

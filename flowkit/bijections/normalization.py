@@ -77,13 +77,13 @@ class ActNorm(Bijection):
         dims = (0, *range(2, x.dim()))
         channels = values.shape[1:2]
         count = torch.full((), x.numel() // max(1, numel(tuple(channels))), dtype=wide, device=x.device)
-        count, total = _over_processes(count, values.sum(dims))
+        count, total = over_processes(count, values.sum(dims))
         if count == 0:
             return
         mean = total / count
         centred = values - mean.view(self.location.shape)
         # The mean's own rounding error shows in the centred values: without this a constant channel seems to vary.
-        rest, squares = _over_processes(centred.sum(dims), centred.square().sum(dims))
+        rest, squares = over_processes(centred.sum(dims), centred.square().sum(dims))
         mean = mean + rest / count
         std = (squares / count - (rest / count).square()).clamp_min(0).sqrt()
         rounding = ROUNDING_STEPS * torch.finfo(x.dtype).eps * mean.abs()
@@ -320,7 +320,7 @@ class LearnedScale(Bijection):
         return str(self.in_shapes[0])
 
 
-def _over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
+def over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
     """Sums over all processes, where there are several."""
     if distributed.is_available() and distributed.is_initialized():
         for each in sums:

@@ -4,7 +4,7 @@ from flowkit.distributions.base import Base
 from flowkit.distributions.heavy_tailed import GeneralizedNormal, Laplace, Logistic, StudentT, Uniform
 from flowkit.distributions.joint import JointBase
 from flowkit.distributions.mixture import ClassConditional, GaussianMixture
-from flowkit.distributions.normal import DiagonalNormal, FullNormal, StandardNormal
+from flowkit.distributions.normal import DiagonalNormal, FullNormal, LowRankNormal, StandardNormal
 from flowkit.distributions.resampled import Resampled
 from flowkit.distributions.sphere import UniformSphere
 from flowkit.distributions.wrapped import TorchDistribution
@@ -19,6 +19,7 @@ __all__ = [
     "JointBase",
     "Laplace",
     "Logistic",
+    "LowRankNormal",
     "Resampled",
     "StandardNormal",
     "StudentT",

@@ -31,6 +31,8 @@ BASES = {
     "DiagonalNormal given": lambda d: fk.DiagonalNormal(d, given=2, subnet=MLP),
     "FullNormal": lambda d: fk.FullNormal(d),
     "FullNormal given": lambda d: fk.FullNormal(d, given=((2,), (1,)), subnet=MLP),
+    "LowRankNormal": lambda d: fk.LowRankNormal(d, rank=2),
+    "LowRankNormal given": lambda d: fk.LowRankNormal(d, rank=1, given=2, subnet=MLP),
     "Laplace": lambda d: fk.Laplace(d),
     "Laplace given": lambda d: fk.Laplace(d, given=2, subnet=MLP),
     "Logistic": lambda d: fk.Logistic(d),
@@ -193,6 +195,10 @@ def test_against_torch():
     full, _ = drawn("FullNormal", 3)
     loc, _, factor = full._moments(())
     torch.testing.assert_close(full.log_prob(z), td.MultivariateNormal(loc, scale_tril=factor).log_prob(z))
+    low_rank, _ = drawn("LowRankNormal", 3)
+    loc, log_scale, factor = low_rank._moments(())
+    theirs = td.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+    torch.testing.assert_close(low_rank.log_prob(z), theirs.log_prob(z))
     for name, law in (("Laplace", td.Laplace), ("StudentT", lambda m, s: td.StudentT(6.0, m, s))):
         base, _ = drawn(name, 3)
         m, s = base.numbers.chunk(2)
@@ -230,6 +236,7 @@ def test_student_t_keeps_its_digits_up_to_the_normal(df):
     [
         (lambda: fk.Uniform(2, low=1.0, high=0.0), "low must be below high"),
         (lambda: fk.Uniform(2, low=[0.0, 0.0, 0.0]), "a number or 2 of them"),
+        (lambda: fk.LowRankNormal(2, rank=0), "rank must be an int of at least 1, got 0"),
         (lambda: fk.GeneralizedNormal(2, beta=0.0), "beta must be positive and finite, got 0.0"),
         (lambda: fk.StudentT(2, df=0.0), "degrees of freedom, must be at least 0.1 and finite, got 0.0"),
         (lambda: fk.DiagonalNormal(2, subnet=MLP), "DiagonalNormal: a subnet needs conditions"),
