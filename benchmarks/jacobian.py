@@ -156,9 +156,7 @@ def _network_rows(steps: int, rounds: int, quick: bool) -> Iterator[dict[str, An
             rounds,
         )
     if colorization.is_available():  # at 16 x 16: a Jacobian of 8192 x 8192 takes hours
-        yield from (
-            _network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=8 if quick else 16)
-        )
+        yield from (_network_row(n, rounds) for n in colorization.small_colorization(steps, quick, size=16))
 
 
 def _network_row(network: Network, rounds: int) -> dict[str, Any]:
