@@ -52,6 +52,17 @@ def test_jacobian_of_one_op(tmp_path, capsys):
     assert plot.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bench", ["invertibility", "jacobian"])
+def test_the_whole_benchmark_comes_to_its_end(bench, tmp_path):
+    torch.set_default_dtype(torch.float32)
+    path = tmp_path / "a.json"
+    assert run(["bench", bench, "--quick", "--json", str(path), "--plot", str(tmp_path / "a.png")]) == 0
+    sections = json.loads(path.read_text())["sections"]
+    assert len(sections) >= 3
+    assert all(section["rows"] for section in sections)
+
+
 def test_jacobian_of_ops_with_a_domain_and_on_surfaces(tmp_path):
     path, plot = tmp_path / "a.json", tmp_path / "a.svg"
     ops = ("flowkit.log", "flowkit.stick_breaking", "flowkit.sphere_moebius", "flowkit.sphere_to_cylinder")
