@@ -12,7 +12,6 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowkit.univariate.knots import between, within_unit
@@ -101,7 +100,15 @@ def _find(
 
 
 def _derivative(raw: Tensor, setting: Setting) -> Tensor:
-    return F.softplus(raw + setting.offset) + setting.min_derivative
+    """softplus(raw + offset) + min_derivative, as exact as by log1p, which would take half of the spline's time.
+
+    Where log(1 + small) loses digits, the difference between 1 + small and its rounding brings them back.
+    """
+    raw = raw + setting.offset
+    size = torch.where(raw < 0, -raw, raw)  # whose gradient at 0 is one of both sides', so softplus has its 0.5
+    small = (-size).exp()
+    more = 1 + small
+    return (raw + size) / 2 + more.log() + (small - (more - 1)) / more + setting.min_derivative
 
 
 class CompiledSpline(torch.autograd.Function):

@@ -3,7 +3,12 @@ import torch
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 
 import flowkit as fk
-from flowkit.univariate import build_univariate, rational_quadratic
+from flowkit.univariate import (
+    build_univariate,
+    rational_quadratic,
+    rational_quadratic_eager,
+    rational_quadratic_formula,
+)
 from flowkit.univariate.rational_quadratic_formula import CompiledSpline, formula, partition
 
 
@@ -87,6 +92,19 @@ def test_compilers_trace_the_closed_form_and_function_transforms_the_formula(inv
     slope = torch.func.grad(lambda x: run(x, *parameters)[1].sum())
     x = leaves[0].detach()
     torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend="aot_eager")(x), slope(x))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2.5e-7), (torch.float64, 5e-16)])
+@pytest.mark.parametrize("derivative", [rational_quadratic_eager._derivative, rational_quadratic_formula._derivative])
+def test_derivatives_are_as_exact_as_softplus_and_smooth_at_zero(derivative, dtype, tolerance):
+    setting = rational_quadratic_eager.Setting(-3, 3, 1e-3, 0.0, 0.0)
+    raw = torch.cat((torch.linspace(-60, 60, 4001), torch.tensor([0.0, -1e4, 1e4]))).to(dtype)
+    wanted = torch.log1p(raw.double().abs().neg().exp()) + raw.double().clamp_min(0)
+    found = derivative(raw, setting).double()
+    assert ((found - wanted).abs() <= tolerance * wanted).all()
+    zero = torch.zeros((), requires_grad=True)
+    slope = torch.autograd.grad(rational_quadratic_formula._derivative(zero, setting), zero)[0]
+    assert slope.item() == pytest.approx(0.5)
 
 
 def test_undo_gives_the_input_and_the_gradients():
