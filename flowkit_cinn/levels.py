@@ -112,8 +112,8 @@ def chosen(presets: Mapping[str, R], preset: str, overrides: Mapping[str, Any], 
     Raises:
         fk.ConfigError: an unknown preset or field.
     """
-    if preset not in presets:
-        raise fk.ConfigError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
+    if not isinstance(preset, str) or preset not in presets:
+        raise fk.ConfigError(f"{function}: preset must be one of {', '.join(presets)}, got {preset!r}")
     names = [f.name for f in fields(presets[preset])]  # type: ignore[arg-type]
     if unknown := sorted(set(overrides) - set(names)):
         raise fk.ConfigError(f"{function} can override {', '.join(names)}, not {', '.join(unknown)}")
