@@ -62,6 +62,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Sequence[int]": ("a tuple of ints", lambda value: is_sequence(value, is_int)),
     "Sequence[float]": ("a tuple of numbers that float32 holds", lambda value: is_sequence(value, is_number)),
     "Sequence[str]": ("a tuple of texts", lambda value: is_sequence(value, lambda each: isinstance(each, str))),
+    "tuple[str, ...]": ("a tuple of texts", lambda value: is_sequence(value, lambda each: isinstance(each, str))),
     "tuple[int, ...]": ("a tuple of ints", lambda value: is_sequence(value, is_int)),
     "Shape": (
         "a tuple of positive ints",
@@ -155,16 +156,20 @@ class Contract:
 F = TypeVar("F", bound=Callable)
 
 
-def checked(function: F) -> F:
-    """A function whose arguments are of the kinds that its annotations say, or are refused in its name.
+def checked(thing: F) -> F:
+    """A function, or a class, whose arguments are of the kinds that its annotations say, or are refused in its name.
 
     >>> checked(math.floor).__name__
     'floor'
     """
-    contract = Contract(function)
+    called: Any = thing.__init__ if inspect.isclass(thing) else thing
+    contract = Contract(called)
 
-    @functools.wraps(function)
+    @functools.wraps(called)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return contract.run(function.__name__, function, args, kwargs)
+        return contract.run(thing.__name__, called, args, kwargs)
 
+    if inspect.isclass(thing):
+        thing.__init__ = wrapped  # type: ignore[method-assign]
+        return thing
     return wrapped  # type: ignore[return-value]

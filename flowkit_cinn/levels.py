@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 import flowkit as fk
+from flowkit.arguments import checked
 from flowkit_cinn.coupling import ConditionalCoupling
 from flowkit_cinn.pyramid import BlockCondition, FeaturePyramid, ImagePyramid
 from flowkit_cinn.wavelets import HaarDownsample
@@ -22,6 +23,7 @@ CHOICES = {
 DOWNSAMPLINGS = ("haar", "squeeze")
 
 
+@checked
 @dataclass(frozen=True)
 class Level:
     """The couplings at one resolution.
@@ -44,7 +46,12 @@ class Level:
     keep: int | None = None
     norm: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.couplings < 0:
+            raise fk.ConfigError(f"Level: couplings must be an int of 0 or more, got {self.couplings!r}")
 
+
+@checked
 @dataclass(frozen=True)
 class ImageRecipe:
     """A multi-scale flow on images as plain data.
@@ -105,6 +112,19 @@ class ImageRecipe:
     mixers: int = 0
     own: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.levels, tuple | list) or not all(isinstance(each, Level) for each in self.levels):
+            raise fk.ConfigError(f"{name}: levels must be a tuple of Level, got {self.levels!r}")
+        if not (self.dense is None or isinstance(self.dense, Level)):
+            raise fk.ConfigError(f"{name}: dense must be a Level or None, got {self.dense!r}")
+        if not isinstance(self.features, Mapping):
+            raise fk.ConfigError(f"{name}: features must be arguments by name, got {self.features!r}")
+        if self.mixers < 0:
+            raise fk.ConfigError(f"{name}: mixers must be an int of 0 or more, got {self.mixers!r}")
+        if self.own is not None and not (isinstance(self.own, tuple | list) and len(self.own) == 2):
+            raise fk.ConfigError(f"{name}: own must be two ints or None, got {self.own!r}")
+
 
 def chosen(presets: Mapping[str, R], preset: str, overrides: Mapping[str, Any], function: str) -> R:
     """A preset with some of its fields replaced.
@@ -143,6 +163,8 @@ def image_flow(
 
 def started(flow: fk.Flow, start: float | None) -> fk.Flow:
     """The flow, the weights of its couplings drawn anew with the standard deviation `start`; None leaves them."""
+    if start is not None and start < 0:
+        raise fk.ConfigError(f"start must be a standard deviation of 0 or more, or None, got {start!r}")
     if start is not None:
         for module in flow.network.modules():
             if isinstance(module, fk.AffineCoupling):

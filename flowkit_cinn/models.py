@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 import flowkit as fk
+from flowkit.arguments import checked
 from flowkit_cinn.levels import ImageRecipe, Level, chosen, image_flow, started
 
 
+@checked
 @dataclass(frozen=True)
 class ColorizationRecipe(ImageRecipe):
     """A colorization network as plain data; the presets are some of them, and overrides change their fields.
@@ -104,6 +106,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@checked
 def colorization_cinn(preset: str = "demo", *, unconditional: bool = False, **overrides: Any) -> fk.Flow:
     """The paper's colorization network: ab `(2, H, W)` given the photograph's lightness `(1, H', W')`.
 
@@ -186,6 +189,7 @@ DAY2NIGHT: dict[str, ImageRecipe] = {
 }
 
 
+@checked
 def day2night_cinn(preset: str = "demo", *, unconditional: bool = False, **overrides: Any) -> fk.Flow:
     """The paper's day-to-night network: a night `(3, H, W)` given a photograph of the place by day `(3, H, W)`.
 
@@ -222,6 +226,7 @@ def day2night_cinn(preset: str = "demo", *, unconditional: bool = False, **overr
     return image_flow(recipe, ("night", 3), ("day", 3), unconditional)
 
 
+@checked
 @dataclass(frozen=True)
 class DigitRecipe:
     """A network on digits with a label, as plain data.
@@ -243,6 +248,12 @@ class DigitRecipe:
     limit: float = 1.0
     start: float | None = 0.01
 
+    def __post_init__(self) -> None:
+        if self.blocks < 1 or self.classes < 1:
+            raise fk.ConfigError(
+                f"DigitRecipe: blocks and classes must be at least 1, got {self.blocks!r} and {self.classes!r}"
+            )
+
 
 MNIST: dict[str, DigitRecipe] = {
     "digits": DigitRecipe(size=8, blocks=8, hidden=128),
@@ -251,6 +262,7 @@ MNIST: dict[str, DigitRecipe] = {
 }
 
 
+@checked
 def mnist_cinn(preset: str = "paper", *, unconditional: bool = False, **overrides: Any) -> fk.Flow:
     """The authors' network for digits: a digit `(1, H, W)` given its label, a whole number `()`.
 
