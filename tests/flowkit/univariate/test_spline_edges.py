@@ -150,3 +150,20 @@ def test_what_comes_from_within_the_bound_stays_within_it(kind, direction, dtype
             rounding = 3 * torch.finfo(dtype).eps * (1 + (-log_derivative).exp())
             assert ((back - sign * at).abs() <= 20 * rounding).all()  # the knots are sums of eight sizes
             assert ((minus + log_derivative).abs() <= 1e4 * rounding).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "cubic"])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_the_way_back_loses_no_more_than_rounding_over_the_slope(name, scale, dtype):
+    """In both orders."""
+    torch.manual_seed(0)
+    spline = KINDS[name]((1,), bins=8)
+    low, high = interval(spline)
+    parameters = spline.split(scale * torch.randn(20_000, spline.numbers_per_element, dtype=dtype))
+    x = low + (high - low) * torch.rand(20_000, 1, dtype=dtype)
+    for there, back in ((spline.forward, spline.inverse), (spline.inverse, spline.forward)):
+        image, log_derivative = there(x, *parameters)
+        error = (back(image, *parameters)[0] - x).abs()
+        rounding = (high - low) * torch.finfo(dtype).eps * (1 + (-log_derivative).exp())
+        assert (error <= 5 * rounding).all()
