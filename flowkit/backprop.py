@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, as_tuple
 from flowkit.errors import BackpropError, ConfigError, DriftWarning
 from flowkit.replay import Replay
@@ -260,13 +261,13 @@ def check_options(mode: str, snapshots: int, chunk: int | None, budget: int | No
     """
     if mode not in MODES:
         raise ConfigError(f"backprop must be one of {', '.join(MODES)}, got {mode!r}")
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+    if budget is not None and (not is_int(budget) or budget < 1):
         raise ConfigError(f"budget, in bytes, must be None or a positive int, got {budget!r}")
     if mode == "auto" and budget is None:
         raise ConfigError("backprop='auto' needs a budget in bytes: fk.Flow(graph, backprop='auto', budget=2**30)")
-    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 0:
+    if not is_int(snapshots) or snapshots < 0:
         raise ConfigError(f"snapshots, a snapshot every so many blocks, must be an int of 0 or more, got {snapshots!r}")
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and (not is_int(chunk) or chunk < 1):
         raise ConfigError(
             f"chunk, the rows that a block takes at a time, must be None or an int of 1 or more, got {chunk!r}"
         )

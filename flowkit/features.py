@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConditionError, ConfigError, ShapeError
 from flowkit.registry import register
 from flowkit.shapes import Shape, as_shape
@@ -142,7 +143,7 @@ class OneHot(nn.Module):
 
     def __init__(self, n: int):
         super().__init__()
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if not is_int(n) or n < 1:
             raise ConfigError(f"OneHot: n must be a positive int, got {n!r}")
         self.n = n
         self.register_buffer("classes", torch.arange(n), persistent=False)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.arguments import is_int
 from flowkit.bijection import HALF, Prepared, add_rows, join
 from flowkit.constants import WithConstants
 from flowkit.errors import ConfigError
@@ -229,11 +230,11 @@ class JacobianNet(nn.Module):
     ):
         super().__init__()
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
+        if not widths or any(not is_int(w) or w < 1 for w in widths):
             raise ConfigError(f"{owner}: hidden must be a positive int or a tuple of them, got {hidden!r}")
         if activation not in activations:
             raise ConfigError(f"{owner}: activation must be one of {', '.join(activations)}, got {activation!r}")
-        if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+        if not is_int(kernel) or kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"{owner}: kernel must be an odd int, got {kernel!r}")
         channels = (shape[0], *widths, shape[0])
         bounded = bound is not None

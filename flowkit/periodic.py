@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
@@ -56,7 +57,7 @@ class PeriodicNet:
     """
 
     def __init__(self, net: Any = None, frequencies: int = 1):
-        if isinstance(frequencies, bool) or not isinstance(frequencies, int) or frequencies < 1:
+        if not is_int(frequencies) or frequencies < 1:
             raise ConfigError(f"PeriodicNet: frequencies must be an int of at least 1, got {frequencies!r}")
         if net is not None:
             check_recipe("PeriodicNet: net", net)

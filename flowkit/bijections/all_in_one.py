@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from flowkit.arguments import is_int
 from flowkit.bijection import HALF, Bijection
 from flowkit.bijections.coupling import AffineCoupling
 from flowkit.bijections.linear import FixedRotation
@@ -98,7 +99,7 @@ class AllInOneBlock(Bijection):
         shape = self.in_shapes[0]
         if mixing not in MIXINGS:
             raise ConfigError(f"AllInOneBlock: mixing must be 'permutation' or 'rotation', got {mixing!r}")
-        if isinstance(reflections, bool) or not isinstance(reflections, int) or reflections < 0:
+        if not is_int(reflections) or reflections < 0:
             raise ConfigError(f"AllInOneBlock: reflections must be a whole number, 0 for none, got {reflections!r}")
         self.scale, start = scale, _raw_scale(scale, initial_scale)
         kind = GINCoupling if volume_preserving else AffineCoupling

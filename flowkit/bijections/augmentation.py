@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection
 from flowkit.bijections.noise import Noise
 from flowkit.distributions import DiagonalNormal, StandardNormal
@@ -17,7 +18,7 @@ from flowkit.subnets import MLP, ConvNet
 
 
 def _check_channels(owner: str, what: str, channels: int, most: int | None = None) -> None:
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1 or (most and channels > most):
+    if not is_int(channels) or channels < 1 or (most and channels > most):
         limit = f"an int from 1 to {most}" if most else "an int of at least 1"
         raise ConfigError(f"{owner}: channels, how many are {what}, must be {limit}, got {channels!r}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, Prepared, event_sum, join
 from flowkit.bijections.conditioning import check_conditions
 from flowkit.errors import ConfigError, ShapeError
@@ -179,7 +180,7 @@ class MaskedAutoregressive(Bijection):
 
 def _levels_of_order(owner: str, size: int, order: Any, passes: int | None) -> list[int]:
     """For each element, the group of the order that it is in."""
-    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or not 1 <= passes <= size):
+    if passes is not None and (not is_int(passes) or not 1 <= passes <= size):
         raise ConfigError(f"{owner}: passes must be an int from 1 to D = {size}, got {passes!r}")
     if order is None or order == "reversed":
         sequence = list(range(size))[:: -1 if order else 1]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, zero_log_det
 from flowkit.bijections.conditioning import check_conditions
 from flowkit.bijections.linear import full_precision
@@ -121,13 +122,13 @@ class ContinuousFlow(Bijection):
         for name, value in (("time", time), ("tolerance", tolerance)):
             if not 0 < value < math.inf:
                 raise ConfigError(f"ContinuousFlow: {name} must be a positive number, got {value!r}")
-        if isinstance(exact_up_to, bool) or not isinstance(exact_up_to, int) or exact_up_to < 0:
+        if not is_int(exact_up_to) or exact_up_to < 0:
             raise ConfigError(f"ContinuousFlow: exact_up_to must be an int of at least 0, got {exact_up_to!r}")
         self.adaptive = solver in ADAPTIVE
         if steps is None and not self.adaptive:
             raise ConfigError(f"ContinuousFlow: solver={solver!r} takes fixed steps, and needs their number as steps=")
         steps = MOST_STEPS if steps is None else steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_int(steps) or steps < 1:
             raise ConfigError(f"ContinuousFlow: steps must be an int of at least 1, got {steps!r}")
         if adjoint and not self.adaptive:
             raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, event_sum, zero_log_det
 from flowkit.bijections.noise import Noise
 from flowkit.domain import has_values
@@ -24,7 +25,7 @@ WHY = "log_prob is one draw of a lower bound"
 
 
 def _check_levels(owner: str, levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= MOST_LEVELS:
+    if not is_int(levels) or not 2 <= levels <= MOST_LEVELS:
         raise ConfigError(f"{owner}: levels must be an int from 2 to {MOST_LEVELS}, got {levels!r}")
 
 

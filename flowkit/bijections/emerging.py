@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection
 from flowkit.bijections.linear import full_precision, widened
 from flowkit.errors import ConfigError, ShapeError
@@ -21,7 +22,7 @@ def odd_kernel(owner: str, shape: Shape, kernel: int, reach: bool) -> int:
         ShapeError: no map, or one that is too small for the kernel.
         ConfigError: a kernel that is not an odd int of at least 1.
     """
-    if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+    if not is_int(kernel) or kernel < 1 or kernel % 2 == 0:
         raise ConfigError(f"{owner}: kernel must be an odd int of at least 1, got {kernel!r}")
     smallest = kernel // 2 + 1 if reach else kernel
     if any(size < smallest for size in shape[1:]):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.bijections.linear import MatrixLinear, full_precision, widened
 from flowkit.bijections.orthogonal import hold, householder, reflection_vectors
 from flowkit.errors import ConfigError
@@ -55,7 +56,7 @@ class LowRankLinear(MatrixLinear):
     def __init__(self, shape: int | Sequence[int], rank: int):
         super().__init__(shape)
         channels = self.in_shapes[0][0]
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= channels:
+        if not is_int(rank) or not 1 <= rank <= channels:
             raise ConfigError(f"LowRankLinear: rank must be a whole number from 1 to {channels}, got {rank!r}")
         hold(self, "vectors", reflection_vectors("LowRankLinear", channels, rank))
         self.upper = nn.Parameter(torch.zeros(rank, rank))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.bijection import zero_log_det
 from flowkit.bijections.linear import MatrixLinear, full_precision, widened
 from flowkit.errors import ConfigError
@@ -36,7 +37,7 @@ def reflection_vectors(owner: str, channels: int, reflections: int | None) -> Te
     """Random vectors `(K, C)` in equal pairs, so that the reflections cancel; an odd one is left over at the end."""
     if reflections is None:
         reflections = max(2, channels - channels % 2)  # an even number reaches every rotation
-    if isinstance(reflections, bool) or not isinstance(reflections, int) or reflections < 1:
+    if not is_int(reflections) or reflections < 1:
         raise ConfigError(f"{owner}: reflections must be a whole number of at least 1, got {reflections!r}")
     pairs = torch.randn((reflections + 1) // 2, channels, dtype=torch.float64)
     return pairs.repeat_interleave(2, 0)[:reflections].to(torch.get_default_dtype())

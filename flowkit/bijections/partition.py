@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.shapes import Shape
 
@@ -136,7 +137,7 @@ def make_partition(owner: str, shape: Shape, split: str | Sequence[int]) -> Halv
             f"{owner}: split must be one of {', '.join(SPLITS)} or the channels of the second part, got {split!r}"
         )
     indices = tuple(split)
-    if not indices or any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < shape[0] for i in indices):
+    if not indices or any(not is_int(i) or not 0 <= i < shape[0] for i in indices):
         raise ConfigError(f"{owner}: split must hold channels from 0 to {shape[0] - 1}, at least one, got {indices}")
     if len(set(indices)) < len(indices) or len(indices) == shape[0]:
         raise ConfigError(f"{owner}: split must hold each channel once and leave at least one out, got {indices}")

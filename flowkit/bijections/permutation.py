@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, zero_log_det
 from flowkit.bijections.randomness import check_order, random_order
 from flowkit.errors import ConfigError, ShapeError
@@ -22,7 +23,7 @@ def event_dim(owner: str, shape: tuple[int, ...], dim: int) -> int:
     """
     if not shape:
         raise ShapeError(f"{owner} needs at least one event dimension, got shape ()")
-    if isinstance(dim, bool) or not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
+    if not is_int(dim) or not -len(shape) <= dim < len(shape):
         raise ConfigError(f"{owner}: dim must be an event dimension of {shape}, 0 to {len(shape) - 1}, got {dim!r}")
     return dim % len(shape)
 
@@ -185,7 +186,7 @@ class Roll(Bijection):
     def __init__(self, shape: int | Sequence[int], shift: int = 1, dim: int = 0):
         super().__init__(shape)
         self.dim = event_dim("Roll", self.in_shapes[0], dim)
-        if isinstance(shift, bool) or not isinstance(shift, int):
+        if not is_int(shift):
             raise ConfigError(f"Roll: shift must be an integer, got {shift!r}")
         self.shift = shift
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, zero_log_det
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
@@ -141,7 +142,7 @@ class Squeeze(Bijection):
     def __init__(self, shape: int | Sequence[int], factor: int = 2):
         super().__init__(shape)
         shape, name = self.in_shapes[0], type(self).__name__
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+        if not is_int(factor) or factor < 2:
             raise ConfigError(f"{name}: factor must be an int of at least 2, got {factor!r}")
         if len(shape) not in (2, 3, 4):
             raise ShapeError(f"{name} needs a map with one, two or three spatial dimensions, got shape {shape}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection
 from flowkit.bijections.conditioning import check_conditions
 from flowkit.bijections.linear import full_precision
@@ -134,7 +135,7 @@ class ResidualBlock(Bijection):
         counts = {"exact_up_to": exact_up_to, "terms": terms, "eval_terms": eval_terms, "probes": probes}
         for name, count in {**counts, "iterations": 1 if iterations is None else iterations}.items():
             least = 0 if name == "exact_up_to" else 1
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            if not is_int(count) or count < least:
                 raise ConfigError(f"ResidualBlock: {name} must be an int of at least {least}, got {count!r}")
         c_condition = check_conditions("ResidualBlock", shape, self.condition_shapes)
         self.net = JacobianNet(

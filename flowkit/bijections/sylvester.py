@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection, Prepared, join
 from flowkit.bijections.conditioning import check_conditions, default_subnet
 from flowkit.bijections.linear import full_precision, widened
@@ -83,7 +84,7 @@ class Sylvester(Bijection):
         if subnet is not None and not self.condition_shapes:
             raise ConfigError(f"Sylvester: a subnet needs conditions to predict from, got {subnet!r} and none")
         units = shape[0] if units is None else units
-        if isinstance(units, bool) or not isinstance(units, int) or not 1 <= units <= shape[0]:
+        if not is_int(units) or not 1 <= units <= shape[0]:
             raise ConfigError(f"Sylvester: units must be a whole number from 1 to {shape[0]}, got {units!r}")
         self.units = units
         hold(self, "vectors", reflection_vectors("Sylvester", shape[0], reflections))

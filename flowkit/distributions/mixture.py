@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.distributions.base import Base, Parametrized, check_dim
 from flowkit.domain import has_values
 from flowkit.errors import ConfigError, InputError, ShapeError
@@ -47,7 +48,7 @@ class GaussianMixture(Parametrized):
         given: int | Sequence = (),
         subnet: Callable | None = None,
     ):
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+        if not is_int(components) or components < 1:
             raise ConfigError(f"GaussianMixture: components must be an int of at least 1, got {components!r}")
         if not 0 <= spread < math.inf:
             raise ConfigError(f"GaussianMixture: spread must be at least 0 and finite, got {spread!r}")

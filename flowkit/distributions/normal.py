@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import is_int
 from flowkit.distributions.base import Base, Parametrized, check_dim, predictor
 from flowkit.errors import ConfigError
 from flowkit.registry import register
@@ -181,7 +182,7 @@ class LowRankNormal(Parametrized):
     """
 
     def __init__(self, dim: int, rank: int = 4, given: int | Sequence = (), subnet: Callable | None = None):
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if not is_int(rank) or rank < 1:
             raise ConfigError(f"LowRankNormal: rank must be an int of at least 1, got {rank!r}")
         check_dim("LowRankNormal", dim)
         super().__init__(dim, torch.cat((torch.zeros(2 * dim), 0.01 * torch.randn(dim * rank))), given, subnet)

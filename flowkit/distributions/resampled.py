@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from flowkit.arguments import is_int
 from flowkit.distributions.base import Base
 from flowkit.distributions.normal import LOG_SQRT_2PI
 from flowkit.errors import ConfigError, ShapeError
@@ -68,7 +69,7 @@ class Resampled(Base):
     ):
         super().__init__(dim, given)
         for name, value in (("truncation", truncation), ("points", points)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ConfigError(f"Resampled: {name} must be an int of at least 1, got {value!r}")
         if any(len(shape) != 1 for shape in self.condition_shapes):
             raise ShapeError(f"Resampled takes vectors as conditions, got {self.condition_shapes}: use fk.ToVector()")

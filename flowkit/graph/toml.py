@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowkit.arguments import is_int
 from flowkit.bijection import Bijection
 from flowkit.encoding import DTYPES_BY_NAME
 from flowkit.errors import FlowkitError, GraphError, StorageError
@@ -111,7 +112,7 @@ class _Reader:
             if "nodes" in node:
                 _known(node, BLOCK_WORDS, here)
                 repeat = node.get("repeat", 1)
-                if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+                if not is_int(repeat) or repeat < 1:
                     raise StorageError(f"{here}: repeat must be an int of at least 1, got {shown(repeat)}")
                 for _ in range(repeat):
                     self._nodes(node["nodes"], f"{where}.nodes")

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import HALF
 from flowkit.bisection import solve_monotone
 from flowkit.errors import ConfigError
@@ -86,7 +87,7 @@ class Moebius(Univariate):
     """
 
     def __init__(self, shape: Shape, components: int = 1, radius: float = 0.95):
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+        if not is_int(components) or components < 1:
             raise ConfigError(f"Moebius: components must be an int of at least 1, got {components!r}")
         if not 0 < radius < 1:
             raise ConfigError(f"Moebius: radius must be above 0 and below 1, got {radius!r}")

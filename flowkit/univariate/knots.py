@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import HALF
 from flowkit.errors import ConfigError
 
@@ -18,7 +19,7 @@ def check_bins(owner: str, bins: int, min_bin: float) -> None:
     Raises:
         ConfigError: bins, or the smallest of them, out of range.
     """
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
+    if not is_int(bins) or bins < 2:
         raise ConfigError(f"{owner}: bins must be an int of at least 2, got {bins!r}")
     if not 0 < min_bin * bins < 1:
         raise ConfigError(f"{owner}: min_bin must be above 0 and below 1 / bins = {1 / bins:.4g}, got {min_bin!r}")

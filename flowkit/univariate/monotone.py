@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flowkit.arguments import is_int
 from flowkit.bijection import HALF
 from flowkit.bisection import TOLERANCE, solve_monotone
 from flowkit.errors import ConfigError
@@ -117,7 +118,7 @@ def soft_clamp(raw: Tensor, limit: float) -> Tensor:
 
 def check_count(owner: str, what: str, count: Any, least: int) -> None:
     """Refuse a count that is no int of at least `least`."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+    if not is_int(count) or count < least:
         raise ConfigError(f"{owner}: {what} must be an int of at least {least}, got {count!r}")
 
 
