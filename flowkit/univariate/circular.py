@@ -26,7 +26,9 @@ def wrap(angle: Tensor) -> Tensor:
     >>> [round(angle, 4) for angle in wrap(torch.tensor([0.5, 7.0])).tolist()]
     [0.5, 0.7168]
     """
-    return angle - TURN * ((angle + math.pi) / TURN).floor()
+    near = angle - TURN * ((angle + math.pi) / TURN).floor()
+    # Rounding takes 3 pi in float32 a little below -pi, where a base on one turn has no density.
+    return near + (near.clamp(-math.pi, math.pi) - near).detach()
 
 
 @register("flowkit.angle_shift")

@@ -127,6 +127,16 @@ def test_wrap():
     torch.testing.assert_close(wrapped.sin(), angles.sin())
 
 
+def test_wrap_of_odd_multiples_of_pi_in_float32():
+    """Rounding took them below -pi, out of the base's turn, where the log-density is minus infinity."""
+    angles = (math.pi * torch.arange(-9.0, 10.0, 2.0)).float()
+    around = torch.cat([angles, *[torch.nextafter(angles, angles + step) for step in (1, -1)]]).requires_grad_()
+    base = fk.Uniform(1, low=-math.pi, high=math.pi).float()
+    wrapped = wrap(around)
+    assert base.log_prob(wrapped[:, None]).isfinite().all()
+    assert torch.autograd.grad(wrapped.sum(), around)[0].equal(torch.ones_like(around))
+
+
 def test_a_shift_is_normflows():
     shift = 4 * torch.randn(2)
     theirs, ours = PeriodicShift([0, 1], bound=math.pi, shift=shift), fk.CircleShift((2,))
