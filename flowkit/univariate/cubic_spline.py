@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from flowkit.bisection import TOLERANCE, solve_monotone
+from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.knots import find, knots, pick, sizes, within_unit
 from flowkit.univariate.linear_spline import TailedSpline
 
 BISECTIONS = 14  # next to a flat end each step of Newton's halves the distance, no more: slopes differ by a million
-LEAST = 1e-3  # an end's derivative, in thirds of its steepest, is between this and one minus this
 
 
 class Bin(NamedTuple):
@@ -53,6 +53,8 @@ class CubicSpline(TailedSpline):
         bins: K, at least 2.
         bound: the spline is on [-bound, bound].
         min_bin: the smallest width and height of a bin, as a part of 2 bound; K times this must be below 1.
+        min_end: an end's derivative, in thirds of its steepest, is between this and one minus this; at least 0, which
+            is nflows', and below 1/3.
 
     Raises:
         ConfigError: bins below 2, a bound or minimum out of range.
@@ -69,10 +71,13 @@ class CubicSpline(TailedSpline):
     iterative: ClassVar[bool] = True
     tolerance: ClassVar[float] = TOLERANCE
 
-    def __init__(self, shape: Shape, bins: int = 8, bound: float = 3.0, min_bin: float = 1e-3):
+    def __init__(self, shape: Shape, bins: int = 8, bound: float = 3.0, min_bin: float = 1e-3, min_end: float = 1e-3):
+        if not 0 <= min_end < 1 / 3:
+            raise ConfigError(f"CubicSpline: min_end must be at least 0 and below 1/3, got {min_end!r}")
         self.parameter_shapes = ((bins,), (bins,), (), ())
         super().__init__(shape, bins, bound, min_bin)
-        third = (1 / 3 - LEAST) / (1 - 2 * LEAST)
+        self.min_end = float(min_end)
+        third = (1 / 3 - self.min_end) / (1 - 2 * self.min_end)
         self.offset = math.log(third / (1 - third))  # the sigmoid of it makes the end as steep as its bin
 
     def _find(self, u: Tensor, values: tuple[Tensor, ...], by_height: bool) -> Bin:
@@ -82,7 +87,7 @@ class CubicSpline(TailedSpline):
         parabola = (w1 * before + w0 * after) / (w0 + w1)
         inner = torch.minimum(2 * torch.minimum(before, after), parabola)
         first, last = (
-            3 * end * (LEAST + (1 - 2 * LEAST) * torch.sigmoid(raw.unsqueeze(1) + self.offset))
+            3 * end * (self.min_end + (1 - 2 * self.min_end) * torch.sigmoid(raw.unsqueeze(1) + self.offset))
             for end, raw in ((slopes[:, :1], values[2]), (slopes[:, -1:], values[3]))
         )
         derivatives = torch.cat((first, inner, last), 1)
