@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -32,6 +33,10 @@ def command(file: str, what: str, to: str | None, output: Path, force: bool) -> 
     check_path(output, to, force, "--force")
     flow = load_flow(file)
     names = FlowFunction(flow, what)
-    export(flow, what, to, output, overwrite=force)
     shown = f"{what}({', '.join(names.inputs)}) -> {', '.join(names.outputs)}"
-    console(error=True).print(f"{shown} written to {output}", soft_wrap=True, markup=False)
+    out = console(error=True)
+    parts = sum(1 for _ in flow.network.modules())
+    notice = f"tracing {shown}, {parts:,} modules, for {to}; image flows take a minute or more"
+    with out.status(notice) if out.is_terminal else nullcontext():
+        export(flow, what, to, output, overwrite=force)
+    out.print(f"{shown} written to {output}", soft_wrap=True, markup=False)

@@ -17,6 +17,11 @@ from flowkit.interop.export import EXAMPLE_ROWS, MARK, FlowFunction, _quiet, tra
 
 TRIANGULAR = torch.ops.aten.linalg_solve_triangular.default
 QUANTILE = torch.ops.aten.special_ndtri.default
+# Linear algebra also by the names that it has before it is decomposed.
+LACKING = re.compile(
+    r"aten\.(_?linalg_|_?(det|logdet|slogdet|inverse|pinverse|matrix_exp|matrix_power|cholesky\w*|triangular_solve|"
+    r"qr|svd|lu_\w+|geqrf|orgqr|special_ndtri)\.)"
+)
 LIMIT = 2**31 - 1  # of one ONNX file, in bytes
 
 
@@ -58,6 +63,8 @@ def in_elementary_operations(
     system of weights becomes a product with the inverse, found in float64; one that depends on the data is solved by
     halves. The normal quantile becomes rational functions.
     """
+    if not _may_lack(program):  # a decomposition takes as long as the rest of the export, which makes one of its own
+        return program
     program = program.run_decompositions({})  # regions without autocast are graphs of their own until then
     if not any(_is_linear_algebra(node) or node.target is QUANTILE for node in program.graph.nodes):
         return program
@@ -162,6 +169,13 @@ class _Folding:
                 made = self.module.graph.call_function(solve_by_halves, (a, b), options)
         node.replace_all_uses_with(made)
         self.module.graph.erase_node(node)
+
+
+def _may_lack(program: torch.export.ExportedProgram) -> bool:
+    """Whether an operation of the program, regions within it included, is or decomposes into what ONNX lacks."""
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
+    names = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    return any(LACKING.match(name) for name in names)
 
 
 def _is_linear_algebra(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ import torch
 import flowkit as fk
 from flowkit.interop import FlowFunction, export, load_exported
 from flowkit.interop._normal_quantile import normal_quantile
-from flowkit.interop._onnx import solve_by_halves
+from flowkit.interop._onnx import in_elementary_operations, solve_by_halves
 
 from ..ready_flows import NAMES, adaptive, ready
 
@@ -150,6 +150,17 @@ def test_a_system_that_depends_on_the_data_in_onnx(tmp_path):
     flow = with_base("FullNormal").float()
     export(flow, "log_prob", "onnx", tmp_path / "flow.onnx")
     agree(load_exported(tmp_path / "flow.onnx"), FlowFunction(flow, "log_prob"), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "lacks"),
+    [(fk.AffineCoupling((3,)), False), (fk.FixedRotation((3,)), False), (fk.LULinear((3,)), True),
+     (fk.OrthogonalLinear((3,)), True), (fk.Quantile((3,), distribution="normal"), True)],
+)  # fmt: skip
+def test_only_what_onnx_may_lack_is_decomposed_beforehand(part, lacks):
+    function = FlowFunction(fk.Flow(part), "inverse" if isinstance(part, fk.LULinear) else "forward")
+    program = function.program()
+    assert (in_elementary_operations(program, function.example(3)) is program) == (not lacks)
 
 
 @pytest.mark.parametrize("upper", [True, False])
