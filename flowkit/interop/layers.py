@@ -19,9 +19,21 @@ LAYERS = (
     *("AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d"),
     *("Flatten", "Unflatten", "Dropout", "Identity"),
 )
+NETS: dict[str, type] = {}  # flowkit's own nets, with the `written_net` of each
 LAYER = "layer"
 SEQUENTIAL = "Sequential"
 NO_ARGUMENTS = ("device", "dtype", "args", "kwargs")
+
+
+def written_net(cls: type) -> type:
+    """A net of flowkit's own, whose `described()` is its arguments, becomes one that a description may name."""
+    NETS[cls.__name__] = cls
+    return cls
+
+
+def as_layer(layer: Any) -> nn.Module:
+    """A layer, built where it is a description."""
+    return layer if isinstance(layer, nn.Module) else build_layers(layer)
 
 
 def describe_layers(module: nn.Module) -> Any:
@@ -38,6 +50,8 @@ def describe_layers(module: nn.Module) -> Any:
     name = type(module).__name__
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConfigError(f"a {name} with hooks has no written form")
+    if NETS.get(name) is type(module):
+        return {LAYER: name, **module.described()}  # type: ignore[operator]
     if type(module) is nn.Sequential:
         names = list(module._modules)
         written = {LAYER: SEQUENTIAL, "layers": [describe_layers(part) for part in module]}
@@ -83,9 +97,9 @@ def build_layers(described: Any) -> nn.Module:
         for place, layer in enumerate(layers):
             net.add_module(str(place) if names is None else str(names[place]), build_layers(layer))
         return net
-    if name not in LAYERS:
+    if name not in LAYERS and name not in NETS:
         raise ConfigError(f"the layer '{name}' is not one of those that a description may name: {', '.join(LAYERS)}")
     try:
-        return getattr(nn, name)(**arguments)
+        return (NETS[name] if name in NETS else getattr(nn, name))(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the layer '{name}' cannot be built from {arguments}: {error}") from error

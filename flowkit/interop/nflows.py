@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijection import Bijection
-from flowkit.bijections import Identity, LeakyReLU, Permute
+from flowkit.bijections import Identity
 from flowkit.distributions import Base, DiagonalNormal, StandardNormal
 from flowkit.errors import ConfigError, MissingDependencyError
 from flowkit.flow import Flow
 from flowkit.graph import Graph
+from flowkit.interop.converted import FriendsMadeMixture, FriendsNet, FriendsSubnet
+from flowkit.interop.layers import describe_layers
+from flowkit.interop.nets import native_net
+from flowkit.interop.nflows_parts import native_parts
+from flowkit.registry import name_of
 from flowkit.shapes import Shape, as_shape, numel
+from flowkit.storage import default_dtype
 
 REFUSED = {  # of nflows 0.14, on today's torch
     "NaiveLinear": "its inverse calls torch.solve, which torch no longer has; use LULinear",
@@ -53,12 +60,17 @@ class NflowsTransform(Bijection):
         if out_shape is not None:
             self.out_shapes = (as_shape(out_shape),)
         self.transform = transform
+        self.reason = ""
         self.slow_inverse = any(SLOW_INVERSE in c.__name__ for m in transform.modules() for c in type(m).__mro__)
         for part in transform.modules():
             if hasattr(part, "using_cache"):
                 part.using_cache = False
                 part.cache.invalidate()
         self.train(transform.training)
+
+    def __repr__(self) -> str:
+        """One line, with the reason why it runs as it is: what `fk.save` says of it."""
+        return f"NflowsTransform({type(self.transform).__name__}{': ' * bool(self.reason)}{self.reason})"
 
     def train(self, mode: bool = True) -> NflowsTransform:
         """As any module's, but batch normalisations stay in eval mode."""
@@ -89,43 +101,41 @@ def _result(result: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor
 
 
 class NflowsBase(Base):
-    """A conditional distribution of nflows as a base: ConditionalDiagonalNormal or MADEMoG.
+    """nflows' ConditionalDiagonalNormal as a base, where its net has no written form; else it is a `fk.DiagonalNormal`.
 
-    Temperature scales about the mean of a ConditionalDiagonalNormal; a MADEMoG has none that is known.
+    Temperature scales about the mean.
 
     Args:
         distribution: the distribution, which is shared.
         dim: D.
         given: the shape of its context.
-
-    Raises:
-        ConfigError: another temperature than 1 where the location is not known.
     """
 
     def __init__(self, distribution: Any, dim: int, given: Any):
         super().__init__(dim, given)
         self.distribution = distribution
 
+    def _moments(self, conditions: tuple[Tensor, ...], lead: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+        (context,) = conditions
+        rows = context.to(dtype).expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])
+        return [each.reshape(*lead, self.dim) for each in self.distribution._compute_params(rows)]
+
     def log_prob(self, z: Tensor, *conditions: Tensor) -> Tensor:
         """Log-density of z, `(...)`."""
-        (context,) = conditions
-        lead = torch.broadcast_shapes(z.shape[:-1], context.shape[:-1])
-        rows = z.expand(*lead, self.dim).reshape(-1, self.dim)
-        result = self.distribution.log_prob(rows, context=context.expand(*lead, context.shape[-1]).flatten(0, -2))
-        return result.reshape(lead)
+        lead = torch.broadcast_shapes(z.shape[:-1], conditions[0].shape[:-1])
+        mean, log_scale = self._moments(conditions, lead, z.dtype)
+        whitened = (z - mean) * (-log_scale).exp()
+        return (-0.5 * whitened.square() - log_scale).sum(-1) - self.dim * 0.5 * math.log(2 * math.pi)
 
-    def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
-        """`(*shape, D)`, one for each row of the context."""
-        (context,) = conditions
-        rows = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
-        if hasattr(self.distribution, "_compute_params"):
-            mean, log_scale = self.distribution._compute_params(rows)
-            sampled = mean + log_scale.exp() * torch.randn_like(mean) * temperature
-        elif temperature != 1:
-            raise ConfigError(f"nflows' {type(self.distribution).__name__} has no temperature but 1, got {temperature}")
-        else:
-            sampled = self.distribution.sample(1, context=rows)[:, 0]
-        return sampled.reshape(*shape, self.dim)
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `(*shape, D)`."""
+        like = next((p for p in self.parameters()), torch.empty(0))
+        return torch.randn(*shape, self.dim, dtype=like.dtype, device=like.device)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """The mean, and the scale times standard normal numbers times the temperature."""
+        mean, log_scale = self._moments(conditions, noise.shape[:-1], noise.dtype)
+        return mean + log_scale.exp() * noise * temperature
 
 
 def refuse(transform: Any) -> None:
@@ -145,8 +155,9 @@ def from_nflows(flow: Any, condition: Any = None, shape: Any = None) -> Flow:
     """A flow of nflows as a flowkit flow with a copy of its weights: input x, condition y, output z.
 
     Its `log_prob(inputs, context)` is `flow.log_prob(inputs, given=context)`. A composite becomes a chain of nodes.
-    Permutations, leaky ReLUs and the normal bases become flowkit's own; the other transforms run as they are, each as
-    an `NflowsTransform`. nflows puts samples after the rows of the context, flowkit before them.
+    What flowkit has a counterpart of becomes flowkit's own, with the same parameters, and can be saved where the nets
+    have layers of torch's, nflows' or registered classes; the other transforms run as they are, each as an
+    `NflowsTransform`. nflows puts samples after the rows of the context, flowkit before them.
 
     Args:
         flow: an `nflows.flows.Flow`.
@@ -164,16 +175,20 @@ def from_nflows(flow: Any, condition: Any = None, shape: Any = None) -> Flow:
         raise MissingDependencyError("this needs nflows: python -m pip install nflows") from error
     if not isinstance(flow, NflowsFlow):
         raise ConfigError(f"from_nflows takes an nflows.flows.Flow, got {type(flow).__name__}")
-    theirs: Any = flow
-    refuse(theirs._transform)
-    theirs = copy.deepcopy(theirs)
+    refuse(flow._transform)
+    with torch.random.fork_rng(devices=[]):  # parts are built with new weights before they get theirs
+        return _converted(copy.deepcopy(flow), condition, shape)
+
+
+def _converted(theirs: Any, condition: Any, shape: Any) -> Flow:
     graph = Graph()
     context = None
     if condition is not None:
         context = graph.condition("y", as_shape(condition))
         if type(theirs._embedding_net) is not nn.Identity:
-            context = graph.features(theirs._embedding_net, context, name="embedding")
+            context = graph.features(_embedding(theirs._embedding_net), context, name="embedding")
     latent = _event_shape(theirs._distribution)
+    like = next((p for p in theirs.parameters() if p.is_floating_point()), torch.zeros(()))
     parts = list(_flat(theirs._transform))
     shapes = _shapes(parts, latent, None if context is None else context.shape, theirs)
     if shape is not None:
@@ -181,16 +196,28 @@ def from_nflows(flow: Any, condition: Any = None, shape: Any = None) -> Flow:
     used = False
     x = graph.input("x", shapes[0])
     for part, before, after in zip(parts, shapes, shapes[1:], strict=False):
-        made, given = _convert(part, before, after, None if context is None else context.shape)
-        x = graph.add(made, x, given=context if given else None)
-        used = used or given
+        for made in _convert(part, before, after, None if context is None else context.shape, like.dtype):
+            given = bool(made.condition_shapes)
+            x = graph.add(made, x, given=context if given else None)
+            used = used or given
     if not parts:
         x = graph.add(Identity, x)
     graph.output("z", x)
-    base, base_given = _base(theirs._distribution, context)
+    with default_dtype(like.dtype):
+        base, base_given = _base(theirs._distribution, context)
     if context is not None and not used and base_given is None:
         raise ConfigError("from_nflows: condition is given, but no part of this flow takes a context")
-    return _like(Flow(graph, base=base, base_given=base_given), theirs)
+    return Flow(graph, base=base, base_given=base_given).to(device=like.device, dtype=like.dtype).train(theirs.training)
+
+
+def _embedding(net: nn.Module) -> nn.Module:
+    """An embedding net that can be saved, where its layers are known or its class is registered; else as it is."""
+    if name_of(net) is not None:
+        return net
+    try:
+        return FriendsNet(native_net(net))
+    except ConfigError:
+        return net
 
 
 def _flat(transform: Any) -> Any:
@@ -226,16 +253,16 @@ def _shapes(parts: list[Any], latent: Shape, context: Shape | None, flow: Any) -
     return shapes[::-1]
 
 
-def _convert(part: Any, before: Shape, after: Shape, context: Shape | None) -> tuple[Bijection, bool]:
-    """The bijection of a transform, and whether it takes the context."""
-    import nflows.transforms as nt
-
-    if isinstance(part, nt.Permutation) and part._dim <= len(before):
-        return Permute(before, order=part._permutation.tolist(), dim=part._dim - 1), False
-    if type(part) is nt.LeakyReLU:
-        return LeakyReLU(before, slope=float(part.negative_slope)), False  # nflows' log-det is in float32 always
-    takes = context is not None and not isinstance(part, _without_context())
-    return NflowsTransform(part, before, given=(context,) if takes else (), out_shape=after), takes
+def _convert(part: Any, before: Shape, after: Shape, context: Shape | None, dtype: torch.dtype) -> list[Bijection]:
+    """The bijections of a transform: flowkit's own where it has them."""
+    try:
+        with default_dtype(dtype):
+            return [made.train(part.training) for made in native_parts(part, before, context)]
+    except ConfigError as error:
+        takes = context is not None and not isinstance(part, _without_context())
+        made = NflowsTransform(part, before, given=(context,) if takes else (), out_shape=after)
+        made.reason = str(error)
+        return [made]
 
 
 def _without_context() -> tuple:
@@ -273,12 +300,21 @@ def _base(distribution: Any, context: Any) -> tuple[Any, Any]:
         return base, None
     if context is None:
         raise ConfigError(f"nflows' {name} needs a context: from_nflows(flow, condition=its shape)")
-    return NflowsBase(distribution, dim, (context.shape,)), context
-
-
-def _like(flow: Flow, theirs: Any) -> Flow:
-    for parameter in theirs.parameters():
-        if parameter.is_floating_point():
-            flow = flow.to(device=parameter.device, dtype=parameter.dtype)
-            break
-    return flow.train(theirs.training)
+    given = (context.shape,)
+    if name == "MADEMoG":
+        made = distribution._made
+        try:
+            net = native_net(made)
+        except ConfigError:
+            net = made
+        return FriendsMadeMixture(dim, given, net, made.num_mixture_components, made.epsilon), context
+    encoder = distribution._context_encoder
+    try:
+        net = native_net(encoder if isinstance(encoder, nn.Module) else nn.Identity())
+    except ConfigError:
+        return NflowsBase(distribution, dim, given), context
+    if not isinstance(encoder, nn.Module) and context.shape != (2 * dim,):  # somebody's function
+        return NflowsBase(distribution, dim, given), context
+    normal = DiagonalNormal(dim, given, FriendsSubnet(describe_layers(net)))
+    normal.net.net = net
+    return normal, context

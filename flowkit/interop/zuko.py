@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, MultivariateNormal
 
 from flowkit.bijection import Bijection, event_sum
-from flowkit.bijections import Identity, Permute
-from flowkit.distributions import Base, StandardNormal
+from flowkit.bijections import Identity
+from flowkit.distributions import Base
 from flowkit.errors import ConditionError, ConfigError, MissingDependencyError, ShapeError
 from flowkit.flow import Flow
 from flowkit.graph import Graph
 from flowkit.interop.transforms import BijectionTransform
+from flowkit.interop.zuko_parts import native_base, native_parts
 from flowkit.shapes import Shape, as_shape, numel
+from flowkit.storage import default_dtype
 
 BISECTION_TOLERANCE = 1e-4  # zuko halves a bracket of 20 until it is below 1e-6; steep maps magnify what is left
 ODE_TOLERANCE = 1e-3  # for its default tolerances, 1e-5 relative and 1e-6 absolute, in each step
@@ -42,6 +44,7 @@ class ZukoTransform(Bijection):
         super().__init__(shape, given=given)
         zuko = _zuko()
         self.lazy = lazy
+        self.reason = ""
         (inputs,) = self.in_shapes
         context = torch.zeros(1, *self.condition_shapes[0], dtype=_like(lazy).dtype) if self.condition_shapes else None
         context = None if context is None else context.to(_like(lazy).device)
@@ -54,6 +57,10 @@ class ZukoTransform(Bijection):
         self.stochastic = any(not part.exact for part in odes)
         self.iterative = bool(odes) or any(_bisects(part) for part in parts)
         self.tolerance = ODE_TOLERANCE if odes else BISECTION_TOLERANCE if self.iterative else 0.0
+
+    def __repr__(self) -> str:
+        """One line, with the reason why it runs as it is: what `fk.save` says of it."""
+        return f"ZukoTransform({type(self.lazy).__name__}{': ' * bool(self.reason)}{self.reason})"
 
     def forward(self, x: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
@@ -100,7 +107,10 @@ def _bisects(part: Any) -> bool:
 
 
 class ZukoBase(Base):
-    """A lazy distribution of zuko as a base. Temperature scales about its mean.
+    """A lazy distribution of zuko as a base. Temperature scales about the mean, that of a mixture's component.
+
+    Samples of normals (DiagNormal, MultivariateNormal), of BoxUniform and of mixtures of normals are made of noise;
+    those of other distributions are zuko's own, about whose mean the temperature scales.
 
     Args:
         lazy: a `zuko.lazy.LazyDistribution` of vectors, which is shared.
@@ -108,12 +118,18 @@ class ZukoBase(Base):
         given: the shape of its context, none by default.
 
     Raises:
-        ConfigError: another temperature than 1 where it has no mean.
+        ConfigError: another temperature than 1 where it has no mean; `noise` of other distributions.
     """
 
     def __init__(self, lazy: Any, dim: int, given: Any = ()):
         super().__init__(dim, given)
         self.lazy = lazy
+        like = _like(lazy)
+        rows = tuple(torch.zeros(1, *shape, dtype=like.dtype, device=like.device) for shape in self.condition_shapes)
+        with torch.no_grad():
+            made = self._distribution(rows)
+        self.kind = _kind(made)
+        self.components = len(made.logits.flatten()) if self.kind == "mixture" else 0
 
     def _distribution(self, conditions: tuple[Tensor, ...]) -> Any:
         made = self.lazy(*conditions)
@@ -125,6 +141,8 @@ class ZukoBase(Base):
 
     def sample(self, shape: Sequence[int], *conditions: Tensor, temperature: float = 1.0) -> Tensor:
         """`(*shape, D)`."""
+        if self.kind:
+            return super().sample(shape, *conditions, temperature=temperature)
         expanded = tuple(c.expand(*shape, c.shape[-1]) for c in conditions)
         distribution = self._distribution(expanded)
         drawn = torch.Size(() if conditions else shape)
@@ -139,12 +157,61 @@ class ZukoBase(Base):
             ) from error
         return mean + temperature * (z - mean)
 
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """D standard normal numbers, `(*shape, D)`, and K Gumbel ones for a mixture; for a box D numbers in [0, 1)."""
+        if not self.kind:
+            raise ConfigError(f"samples of zuko's {type(self.lazy).__name__} cannot be made of noise: use sample")
+        like = _like(self.lazy)
+        options: Any = {"dtype": like.dtype, "device": like.device}
+        if self.kind == "box":
+            return torch.rand(*shape, self.dim, **options)
+        normal = torch.randn(*shape, self.dim, **options)
+        if not self.components:
+            return normal
+        return torch.cat((normal, -torch.empty(*shape, self.components, **options).exponential_().log()), -1)
+
+    def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """The samples of what `noise` drew."""
+        made = self._distribution(conditions)
+        if self.kind == "box":
+            box = made.base_dist
+            return (box.low + box.high) / 2 + (box.high - box.low) * (noise - 0.5) * temperature
+        normals = made.base if self.kind == "mixture" else made
+        full = isinstance(normals, MultivariateNormal)
+        mean, spread = (normals.loc, normals.scale_tril) if full else (normals.base_dist.loc, normals.base_dist.scale)
+        normal = noise[..., : self.dim]
+        if self.kind == "mixture":
+            # The largest of weight plus Gumbel noise falls on a component with its probability.
+            chosen = (made.logits.log_softmax(-1).detach() + noise[..., self.dim :]).argmax(-1)
+            mean, spread = _chosen(mean, chosen, 1), _chosen(spread, chosen, 2 if full else 1)
+        # No matrix product: autocast would round it to half precision.
+        return mean + ((spread * normal.unsqueeze(-2)).sum(-1) if full else spread * normal) * temperature
+
+
+def _kind(made: Any) -> str:
+    """What samples are made of: `"normal"`, `"box"`, `"mixture"`, or `""` for what is not known."""
+    zuko = _zuko()
+    if isinstance(made, zuko.distributions.BoxUniform):
+        return "box"
+    if isinstance(made, zuko.distributions.DiagNormal | MultivariateNormal):
+        return "normal"
+    return "mixture" if isinstance(made, zuko.distributions.Mixture) and _kind(made.base) == "normal" else ""
+
+
+def _chosen(values: Tensor, chosen: Tensor, event: int) -> Tensor:
+    """Of `(..., K, *event)` each row's own."""
+    tail = values.shape[values.dim() - event :]
+    full = values.expand(*chosen.shape, *values.shape[values.dim() - event - 1 :])
+    index = chosen.reshape(*chosen.shape, 1, *[1] * event).expand(*chosen.shape, 1, *tail)
+    return full.gather(-1 - event, index).squeeze(-1 - event)
+
 
 def from_zuko(flow: Any, condition: Any = None) -> Flow:
     """A lazy flow of zuko as a flowkit flow with a copy of its weights: input x, condition y, output z.
 
-    Its `flow(c).log_prob(x)` is `flow.log_prob(x, given=c)`. Each lazy transform becomes a node; permutations and the
-    standard normal become flowkit's own.
+    Its `flow(c).log_prob(x)` is `flow.log_prob(x, given=c)`. Each lazy transform becomes a node. What flowkit has a
+    counterpart of becomes flowkit's own, with the same parameters, and can be saved; the others run as they are, each
+    as a `ZukoTransform`.
 
     Args:
         flow: a `zuko.lazy.Flow`, such as the classes of `zuko.flows`, or any lazy distribution of vectors (`GMM`).
@@ -157,7 +224,12 @@ def from_zuko(flow: Any, condition: Any = None) -> Flow:
     zuko = _zuko()
     if not isinstance(flow, zuko.lazy.LazyDistribution):
         raise ConfigError(f"from_zuko takes a lazy flow of zuko, got {type(flow).__name__}")
-    theirs: Any = copy.deepcopy(flow)
+    with torch.random.fork_rng(devices=[]):  # parts are built with new weights before they get theirs
+        return _converted(flow, copy.deepcopy(flow), condition)
+
+
+def _converted(flow: Any, theirs: Any, condition: Any) -> Flow:
+    zuko = _zuko()
     given = () if condition is None else (as_shape(condition),)
     like = _like(theirs)
     row = [torch.zeros(1, *shape, dtype=like.dtype, device=like.device) for shape in given]
@@ -174,13 +246,14 @@ def from_zuko(flow: Any, condition: Any = None) -> Flow:
                 data = tuple(int(n) for n in part(*row).inverse_shape(torch.Size(data)))
         x = graph.input("x", data)
         for part in parts:
-            made = _convert(part, data, given)
-            data = made.out_shapes[0]
-            x = graph.add(made, x, given=wires if made.condition_shapes else None)
+            for made in _convert(part, data, given, like.dtype):
+                data = made.out_shapes[0]
+                x = graph.add(made, x, given=wires if made.condition_shapes else None)
         if not parts:
             x = graph.add(Identity, x)
         graph.output("z", x)
-        base, base_given = _base(theirs.base if is_flow else theirs, dim, wires)
+        with default_dtype(like.dtype):
+            base, base_given = _base(theirs.base if is_flow else theirs, dim, wires)
         converted = Flow(graph, base=base, base_given=base_given).to(device=like.device, dtype=like.dtype)
         converted.train(theirs.training)
         with torch.no_grad():
@@ -205,12 +278,16 @@ def _flat(lazy: Any) -> Any:
         yield lazy
 
 
-def _convert(part: Any, shape: Shape, given: tuple[Shape, ...]) -> Bijection:
-    zuko = _zuko()
-    unconditional = isinstance(part, zuko.lazy.UnconditionalTransform)
-    if unconditional and part.f is zuko.transforms.PermutationTransform and len(shape) == 1:
-        return Permute(shape, order=part().order.tolist())
-    return ZukoTransform(part, shape, given=() if unconditional else given)
+def _convert(part: Any, shape: Shape, given: tuple[Shape, ...], dtype: torch.dtype) -> list[Bijection]:
+    """The bijections of a lazy transform: flowkit's own where it has them."""
+    unconditional = isinstance(part, _zuko().lazy.UnconditionalTransform)
+    try:
+        with default_dtype(dtype):
+            return native_parts(part, shape, given)
+    except ConfigError as error:
+        made = ZukoTransform(part, shape, given=() if unconditional else given)
+        made.reason = str(error)
+        return [made]
 
 
 def _event_shape(distribution: Any) -> Shape:
@@ -221,14 +298,10 @@ def _event_shape(distribution: Any) -> Shape:
 
 
 def _base(lazy: Any, dim: int, wires: list[Any]) -> tuple[Any, Any]:
-    zuko = _zuko()
-    if isinstance(lazy, zuko.lazy.UnconditionalDistribution):
-        made = lazy()
-        learned = any(True for _ in lazy.parameters())
-        if isinstance(made, zuko.distributions.DiagNormal) and not learned:
-            loc, scale = made.base_dist.loc, made.base_dist.scale
-            if not loc.any() and bool((scale == 1).all()):
-                return StandardNormal(dim), None
+    native = native_base(lazy, dim)
+    if native is not None:
+        return native, None
+    if isinstance(lazy, _zuko().lazy.UnconditionalDistribution):
         return ZukoBase(lazy, dim), None
     return ZukoBase(lazy, dim, tuple(wire.shape for wire in wires)), wires or None
 
