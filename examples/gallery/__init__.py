@@ -146,11 +146,15 @@ def command(
                 progress.update(task, description=f"{name} on {target}")
                 torch.manual_seed(seed)  # for each anew: a choice of flows and targets changes no figure
                 begun = time.perf_counter()
-                flow = build(name).to(device)
-                train(flow, target, steps, batch_size, seed, device, lambda: progress.advance(task))
-                flow.eval()
-                found = held_out(flow, target, device)
-                learned[target][name] = panels(flow, device)
+                try:  # what fails is said and left out: the others go on
+                    flow = build(name).to(device)
+                    train(flow, target, steps, batch_size, seed, device, lambda: progress.advance(task))
+                    flow.eval()
+                    found = held_out(flow, target, device)
+                    learned[target][name] = panels(flow, device)
+                except fk.FlowkitError as error:
+                    progress.console.print(f"{name} on {target} failed: {error}", soft_wrap=True)
+                    found = -math.inf
                 figures[target][name] = {
                     "log_likelihood": found if math.isfinite(found) else None,
                     "seconds": round(time.perf_counter() - begun, 1),

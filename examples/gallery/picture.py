@@ -38,7 +38,7 @@ def draw(
 
     Args:
         data: points of every target.
-        learned: for every target, the panels of every flow.
+        learned: for every target, the panels of every flow that did not fail.
         figures: for every target, the log-likelihood of every flow, shown in its corner; None where it is infinite.
         caption: below the panels.
     """
@@ -50,7 +50,7 @@ def draw(
             'the picture needs matplotlib: python -m pip install "flowkit[cinn]" brings it'
         ) from error
 
-    flows = list(next(iter(learned.values())))
+    flows = list(next(iter(figures.values())))
     rows, columns = 2 * len(data), 1 + len(flows)
     figure = Figure(figsize=(PANEL * columns, PANEL * rows + 0.5), dpi=110, layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
@@ -63,6 +63,14 @@ def draw(
         _samples(below[0], points[:POINTS])
         above[0].set_ylabel(target, color=INK, fontsize=9)
         for j, name in enumerate(flows):
+            if name not in learned[target]:
+                for ax in (above[j + 1], below[j + 1]):
+                    _frame(ax)
+                    ax.set_aspect("equal")
+                above[j + 1].text(
+                    0.5, 0.5, "failed", ha="center", transform=above[j + 1].transAxes, color=INK, fontsize=8
+                )
+                continue
             density, samples = learned[target][name]
             _density(above[j + 1], density)
             _samples(below[j + 1], samples)

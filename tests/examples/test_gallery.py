@@ -64,6 +64,26 @@ def test_a_run_from_the_command(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "run" / "gallery.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_flow_that_fails_is_left_out_and_the_others_are_kept(tmp_path, capsys, monkeypatch):
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(gallery, "HELD_OUT", 100)
+    trained = gallery.train
+
+    def failing(flow, target, *arguments):
+        if target == "rings":
+            raise fk.ConvergenceError("no root")
+        trained(flow, target, *arguments)
+
+    monkeypatch.setattr(gallery, "train", failing)
+    words = ["--steps", "1", "--batch-size", "16", "--flows", "maf", "--targets", "moons,rings"]
+    assert run(["examples", "gallery", *words, "--out", str(tmp_path / "run")]) == 0
+    assert "maf on rings failed: no root" in capsys.readouterr().err
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["targets"]
+    assert found["rings"]["maf"]["log_likelihood"] is None
+    assert math.isfinite(found["moons"]["maf"]["log_likelihood"])
+    assert (tmp_path / "run" / "gallery.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
