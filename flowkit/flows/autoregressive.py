@@ -77,7 +77,8 @@ def naf(
 ) -> Flow:
     """A neural autoregressive flow: `maf` with deep sigmoidal maps, which bend each element as they must.
 
-    Densities take one pass, samples D, in each of which the map is inverted by iteration.
+    Densities take one pass, samples D, in each of which the map is inverted by iteration. A thousandth of each map is
+    the identity, so that it can be: the paper's formula is flat between sigmoids that lie far apart.
 
     Args:
         features, condition, layers, hidden: see `maf`.
