@@ -83,16 +83,18 @@ def test_a_box_is_normflows_and_zukos():
 
 
 def test_the_principal_components_of_normflows_are_no_density():
-    """W^T W + sigma^2 I is a full normal's covariance: theirs has the determinant, not its log, and adds 2 pi's."""
+    """W^T W + sigma^2 I is a normal's covariance: theirs has the determinant, not its log, and adds 2 pi's."""
     theirs = nd.GaussianPCA(DIM, latent_dim=2, sigma=0.7)
-    covariance = (theirs.W.T @ theirs.W + 0.49 * torch.eye(DIM)).detach()
+    weights, loc = theirs.W.detach(), theirs.loc[0].detach()
+    covariance = weights.T @ weights + 0.49 * torch.eye(DIM)
     factor = torch.linalg.cholesky(covariance)
-    ours = fk.FullNormal(DIM)
-    below = factor.flatten()[ours.places]
+    full, low_rank = fk.FullNormal(DIM), fk.LowRankNormal(DIM, rank=2)
     with torch.no_grad():
-        ours.numbers.copy_(torch.cat((theirs.loc[0], factor.diagonal().log(), below)))
+        full.numbers.copy_(torch.cat((loc, factor.diagonal().log(), factor.flatten()[full.places])))
+        low_rank.numbers.copy_(torch.cat((loc, torch.full((DIM,), math.log(0.7)), weights.T.flatten())))
     z = torch.randn(9, DIM)
+    close(low_rank.log_prob(z), full.log_prob(z))
     determinant = torch.linalg.det(covariance)
     error = DIM * math.log(2 * math.pi) - 0.5 * (determinant - determinant.log())
     assert error.abs() > 1
-    close(theirs.log_prob(z), ours.log_prob(z) + error)
+    close(theirs.log_prob(z), full.log_prob(z) + error)
