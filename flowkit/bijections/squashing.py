@@ -33,7 +33,34 @@ class _CutTanh(Activation):
             )
         self.cut = float(cut)
         self.edge = math.tanh(self.cut)  # tanh at the cut
-        self.slope = 1 / math.cosh(self.cut) ** 2  # and its derivative
+        self.slope = 1 / math.cosh(self.cut) ** 2  # its derivative
+        self.log_slope = math.log(self.slope)
+
+    def _tail(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        """`(y, log-derivative)` at the distance `size` from 0, beyond the cut."""
+        raise NotImplementedError
+
+    def _tail_back(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        """`(x, log-derivative of the inverse)` at the distance `size` from 0, beyond tanh of the cut."""
+        raise NotImplementedError
+
+    # Chosen by `where`, not by clamping: torch's clamp has a gradient of 0 or 1 at its ends, by its version, and in
+    # float32 the numbers of the tails come more exactly of the cut than of its rounded image.
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        size, outside = x.abs(), x.abs() > self.cut
+        inside = torch.where(outside, 0.0, x)
+        y, log_derivative = self._tail(torch.where(outside, size, self.cut))
+        return torch.where(outside, x.sign() * y, inside.tanh()), torch.where(
+            outside, log_derivative, _log_slope(inside)
+        )
+
+    def _map_back(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        size, outside = y.abs(), y.abs() > self.edge
+        inside = torch.where(outside, 0.0, y)
+        x, log_derivative = self._tail_back(torch.where(outside, size, self.edge))
+        log_inside = -torch.log1p(inside) - torch.log1p(-inside)
+        return torch.where(outside, y.sign() * x, inside.atanh()), torch.where(outside, log_derivative, log_inside)
 
     def example_inputs(self, rows: int) -> Tensor:
         """Draws on both sides of the cut."""
@@ -78,13 +105,11 @@ class LeakyTanh(_CutTanh):
     def __init__(self, shape: int | Sequence[int], cut: float = 3.0):
         super().__init__(shape, cut)
 
-    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        inside = x.clamp(-self.cut, self.cut)
-        return inside.tanh() + self.slope * (x - inside), _log_slope(inside)
+    def _tail(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        return self.edge + self.slope * (size - self.cut), torch.full_like(size, self.log_slope)
 
-    def _map_back(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        inside = y.clamp(-self.edge, self.edge)
-        return inside.atanh() + (y - inside) / self.slope, -torch.log1p(inside) - torch.log1p(-inside)
+    def _tail_back(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cut + (size - self.edge) / self.slope, torch.full_like(size, -self.log_slope)
 
 
 @register("flowkit.log_tanh", examples=_cut_examples)
@@ -118,16 +143,13 @@ class LogTanh(_CutTanh):
         super().__init__(shape, cut)
         self.weight = self.cut * self.slope  # a, of the logarithm
 
-    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        inside = x.clamp(-self.cut, self.cut)
-        log_ratio = (x.abs() / self.cut).clamp_min(1).log()
-        return inside.tanh() + self.weight * x.sign() * log_ratio, _log_slope(inside) - log_ratio
+    def _tail(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        log_ratio = (size / self.cut).log()
+        return self.edge + self.weight * log_ratio, self.log_slope - log_ratio
 
-    def _map_back(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        inside = y.clamp(-self.edge, self.edge)
-        excess = (y.abs() - self.edge).clamp_min(0) / self.weight
-        log_slope = torch.log1p(inside) + torch.log1p(-inside)
-        return inside.atanh() * excess.exp(), excess - log_slope
+    def _tail_back(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        excess = (size - self.edge) / self.weight
+        return self.cut * excess.exp(), excess - self.log_slope
 
 
 def _bound_examples() -> list[Example]:

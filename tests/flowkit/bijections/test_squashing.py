@@ -88,3 +88,22 @@ def test_refusals(build, message):
 def test_softclip_names_a_value_outside():
     with pytest.raises(fk.InputError, match=r"^Softclip's inverse needs values in \(-2, 2\), got 2 at index \(0, 1\)$"):
         fk.Softclip(2, bound=2.0).inverse(torch.tensor([[0.0, 2.0]]))
+
+
+@pytest.mark.parametrize("cls", [fk.LeakyTanh, fk.LogTanh])
+def test_gradients_at_the_cut_itself(cls):
+    """Data often lie at 1, which is LogTanh's default: a clamp's gradient there is 0, or counted twice."""
+    b = cls((), cut=1.0)
+    for apply, at in ((b.forward, 1.0), (b.inverse, b.edge)):
+        x = torch.tensor([at, -at], requires_grad=True)
+        y, log_det = apply(x)
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0].log(), log_det)
+
+
+def test_tails_of_a_far_cut_are_exact_in_float32():
+    """In float32 tanh(8) is off by an eighth of what it lacks to 1, which the log-det of the tails must not be."""
+    b = fk.LeakyTanh((), cut=8.0)
+    x = torch.tensor([-20.0, 9.0, 300.0])
+    y, log_det = b(x)
+    got = b.inverse(y.float())[1].double()
+    torch.testing.assert_close(got, -log_det, atol=1e-5, rtol=0)
