@@ -73,7 +73,7 @@ def network(drawing: str) -> str:
 
 def made(command: str, settings: Any, seconds: dict[str, float]) -> str:
     """How it was made: the command, the settings, how long it took, and the versions of what took part."""
-    facts = [(name.replace("_", " "), value) for name, value in asdict(settings).items()]
+    facts = [(n.replace("_", " "), value) for n, value in asdict(settings).items() if value not in (None, "")]
     facts += [("training", f"{seconds['training']} s"), ("figures and pictures", f"{seconds['pictures']} s")]
     facts += list(versions().items())
     rows = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>" for name, value in facts)

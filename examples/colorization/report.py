@@ -33,13 +33,14 @@ def page(report: Report) -> str:
     held_out = report.metrics["held_out"]
     best, gray = held_out["ab"]["best_of_n_mse"]["mean"], held_out["ab"]["grayscale_mse"]["mean"]
     verdict = "below" if best < gray else "not below"
+    data = "the bundled photographs" if report.data.data == "bundled" else report.data.data
     body = [
         "<h1>Diverse colorizations</h1>",
         f"<p class=lead>A conditional normalizing flow that models the colours of a photograph given its lightness, "
         f"trained by maximum likelihood for {report.metrics['training']['steps']:,} steps on "
-        f"{text(report.data.data)}. "
+        f"{text(data)}. "
         f"Of {METRIC_SAMPLES} samples the best one's error is {best:.1f}, {verdict} the {gray:.1f} of leaving the "
-        f"photograph gray.</p>",
+        f"photograph gray (Lab units squared).</p>",
         _tiles(held_out),
         section(
             "Colorizations",
