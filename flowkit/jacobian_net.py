@@ -56,7 +56,7 @@ class ELU(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope."""
-        below = x.clamp_max(0)
+        below = torch.where(x > 0, 0.0, x)  # not by a clamp, whose gradient at 0 is 0 in some versions of torch
         return torch.where(x > 0, x, below.expm1()), below.exp()
 
 

@@ -32,6 +32,9 @@ def test_slopes_are_derivatives_and_at_most_one(name):
         (want,) = torch.autograd.grad(value.sum(), x)
         torch.testing.assert_close(slope, want, atol=1e-12, rtol=0)
         assert slope.abs().max() <= (1.0 if name in CONTRACTIONS else 1.1)
+    zero = torch.zeros(1, requires_grad=True)
+    value, slope = activation(zero)
+    torch.testing.assert_close(torch.autograd.grad(value, zero)[0], slope)  # at ELU's joint, too
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 6), (2, 3, 4), (1, 2, 2, 3)])
