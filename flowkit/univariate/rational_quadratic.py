@@ -89,7 +89,7 @@ class RationalQuadraticSpline(RationalQuadratic):
 
     forward: y = b + h (s t^2 + d0 t (1 - t)) / q(t), q(t) = s + (d0 + d1 - 2 s) t (1 - t).
     its log-derivative: log(s^2 (d1 t^2 + 2 s t (1 - t) + d0 (1 - t)^2)) - 2 log q(t), and 0 in the tails.
-    inverse: t is the root in [0, 1] of a quadratic equation, in the form that does not cancel; x = a + w t.
+    inverse: t / (1 - t) is the root of a quadratic equation in the form in which nothing cancels; x = a + w t.
     its log-derivative: minus the above at t.
 
     Widths and heights are softmaxes of what is predicted, no bin smaller than `min_bin` of the whole; inner derivatives

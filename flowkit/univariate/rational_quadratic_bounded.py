@@ -73,11 +73,19 @@ class BoundedRationalQuadraticSpline(RationalQuadratic):
 
     def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(y, log-derivative)`."""
-        return self._spline(self._checked(x), parameters, inverse=False)
+        y, log_derivative = self._spline(self._checked(x), parameters, inverse=False)
+        return self._within(y), log_derivative
 
     def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """See the class: `(x, log-derivative of the inverse)`."""
-        return self._spline(self._checked(y), parameters, inverse=True)
+        x, log_derivative = self._spline(self._checked(y), parameters, inverse=True)
+        return self._within(x), log_derivative
+
+    def _within(self, image: Tensor) -> Tensor:
+        """What rounding took beyond an end is put back on it: the way back would refuse it."""
+        if self.outside != "refuse":
+            return image
+        return image + (image.clamp(*self.interval) - image).detach()
 
     def _checked(self, x: Tensor) -> Tensor:
         if self.outside == "refuse":

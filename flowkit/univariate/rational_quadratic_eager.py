@@ -121,17 +121,12 @@ def transform(
     column = index.transpose(0, 1)
     raw_start, raw_end = derivatives.gather(1, column).squeeze(1), derivatives.gather(1, column + 1).squeeze(1)
     start, end = _derivative(raw_start, setting), _derivative(raw_end, setting)
+    down = top - at if inverse else None
     width, height = right.sub_(left), top.sub_(bottom)
     slope = height / width
     bend = torch.add(start, end).sub_(slope, alpha=2)
-    if inverse:
-        up = at.sub_(bottom)
-        b, c = height * start, up * bend
-        a = torch.sub(slope, start).mul_(height).add_(c)
-        b.sub_(c)
-        c = torch.mul(slope, up)
-        root = a.mul_(c).mul_(4).addcmul_(b, b).clamp_min_(0).sqrt_()  # rounding can take it below zero
-        t = c.mul_(2).div_(root.add_(b)).clamp_(0, 1)
+    if down is not None:
+        t = _root(at.sub_(bottom), down, slope, start, end)
     else:
         t = at.sub_(left).div_(width).clamp_(0, 1)
     rest = 1 - t
@@ -148,6 +143,20 @@ def transform(
     image.mul_(inside).addcmul_(x, outside)  # in the tails exactly x, which is finite where outside is 0
     place = Place(t, width, height, start, end, raw_start, raw_end, inside)
     return image, log_derivative, Found(place, above, width_parts, height_parts)
+
+
+def _root(up: Tensor, down: Tensor, slope: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """t of the place that lies `up` above its bin's lower corner and `down` below the upper one; overwrites both.
+
+    With r = t / (1 - t) it is down (slope r^2 + start r) = up (slope + end r). Of that equation's root nothing cancels,
+    however steep the ends are, where the one in t loses all digits.
+    """
+    q = (down * start).addcmul_(up, end, value=-1)
+    twice = up.mul_(slope).mul_(2)
+    cross = down.mul_(slope).mul_(2).mul_(twice)
+    larger = torch.addcmul(cross, q, q).sqrt_().add_(q.abs())
+    rest = torch.lerp(cross.div_(larger), larger, torch.ge(q, 0, out=torch.empty_like(q)))
+    return twice.div_(rest.add_(twice)).clamp_(0, 1)
 
 
 def _partition(raw: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:

@@ -27,11 +27,12 @@ class Partition(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """The bin of each element, of x's shape: its number, its corner and size, and the raw derivatives at its ends."""
+    """The bin of each element, of x's shape: its number, corners and size, and the raw derivatives at its ends."""
 
     number: Tensor
     left: Tensor
     bottom: Tensor
+    top: Tensor
     width: Tensor
     height: Tensor
     raw_start: Tensor
@@ -49,12 +50,12 @@ def formula(
     slope = bin.height * over_width
     bend = start + end - 2 * slope
     if inverse:
-        up = at - bin.bottom
-        a = bin.height * (slope - start) + up * bend
-        b = bin.height * start - up * bend
-        c = -slope * up
-        root = (b * b - 4 * a * c).clamp_min(0).sqrt()  # rounding can take it below zero
-        t = within_unit(2 * c / (-b - root))
+        up, down = at - bin.bottom, bin.top - at
+        # With r = t / (1 - t): down (slope r^2 + start r) = up (slope + end r), and nothing of its root cancels.
+        q, cross = down * start - up * end, 4 * slope * slope * up * down
+        larger = (cross + q * q).sqrt() + torch.where(q >= 0, q, -q)  # the derivative of q.abs() at 0 would be 0
+        rest = torch.where(q >= 0, larger, cross / larger)
+        t = within_unit(2 * slope * up / (2 * slope * up + rest))
     else:
         t = within_unit((at - bin.left) * over_width)
     rest = t * (1 - t)
@@ -96,7 +97,7 @@ def _find(
         left, right = torch.where(beyond, lefts[k], left), torch.where(beyond, lefts[k + 1], right)
         bottom, top = torch.where(beyond, bottoms[k], bottom), torch.where(beyond, bottoms[k + 1], top)
         start, end = torch.where(beyond, raw[k], start), torch.where(beyond, raw[k + 1], end)
-    return Bin(number, left, bottom, right - left, top - bottom, start, end)
+    return Bin(number, left, bottom, top, right - left, top - bottom, start, end)
 
 
 def _derivative(raw: Tensor, setting: Setting) -> Tensor:
