@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,7 +93,7 @@ class DiagonalNormal(Base):
 
     def noise(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers `(*shape, D)`."""
-        like = next(self.parameters())
+        like = next(itertools.chain(self.parameters(), self.buffers()))  # a net may have nothing to learn
         return torch.randn(*shape, self.dim, dtype=like.dtype, device=like.device)
 
     def from_noise(self, noise: Tensor, *conditions: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
