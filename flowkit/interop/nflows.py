@@ -315,6 +315,7 @@ def _base(distribution: Any, context: Any) -> tuple[Any, Any]:
         return NflowsBase(distribution, dim, given), context
     if not isinstance(encoder, nn.Module) and context.shape != (2 * dim,):  # somebody's function
         return NflowsBase(distribution, dim, given), context
-    normal = DiagonalNormal(dim, given, FriendsSubnet(describe_layers(net)))
+    means_first = {"order": (0, 1), "by_element": False}
+    normal = DiagonalNormal(dim, given, FriendsSubnet(describe_layers(net), means_first))
     normal.net.net = net
     return normal, context

@@ -24,10 +24,12 @@ from flowkit.errors import ConfigError
 from flowkit.interop.converted import FriendsAutoregressive, FriendsSubnet, SoftclipSpline
 from flowkit.interop.layers import describe_layers
 from flowkit.interop.nets import native_net
+from flowkit.interop.polynomials import BoundedBernstein, PlainSumOfSquares, SoftClip
 from flowkit.shapes import Shape
 from flowkit.univariate import Additive, Affine
 
 CIRCLE = math.pi
+ZUKOS_BOUND = 10.0  # of what it inverts by bisection
 
 
 def native_parts(part: Any, shape: Shape, given: tuple[Shape, ...]) -> list[Bijection]:
@@ -57,6 +59,7 @@ def univariate_of(part: Any) -> tuple[Any, dict[str, Any]]:
         ConfigError: it has no counterpart.
     """
     import zuko
+    from zuko.flows.polynomial import ShiftedSOSPTransform
     from zuko.flows.spline import CircularRQSTransform
 
     made: Any = part.univariate
@@ -79,6 +82,17 @@ def univariate_of(part: Any) -> tuple[Any, dict[str, Any]]:
             slope = settings.get("slope", 1e-3)
             recipe = SoftclipSpline.recipe(bins=bins, bound=bound, slope=slope, circular=circular)
             return recipe, {"order": tuple(range(3 * bins - 1))}
+    if made is zuko.transforms.BoundedBernsteinTransform and len(shapes) == 1 and set(settings) <= {"bound"}:
+        numbers = shapes[0][0]
+        recipe = BoundedBernstein.recipe(numbers=numbers, bound=settings.get("bound", 5.0))
+        return recipe, {"order": tuple(range(numbers))}
+    if made is ShiftedSOSPTransform and set(settings) <= {"slope"}:
+        polynomials, powers = shapes[0]
+        slope = settings.get("slope", 1e-3)
+        recipe = PlainSumOfSquares.recipe(
+            polynomials=polynomials, degree=powers - 1, bound=ZUKOS_BOUND, min_derivative=slope
+        )
+        return recipe, {"order": tuple(range(polynomials * powers + 1))}
     raise ConfigError(f"zuko's {name} has no counterpart in flowkit")
 
 
@@ -134,6 +148,8 @@ def _unconditional(part: Any, shape: Shape) -> list[Bijection]:
         return [Permute(shape, order=transform.order.tolist())]
     if kind is zuko.transforms.IdentityTransform:
         return [Identity(shape)]
+    if kind is zuko.transforms.SoftclipTransform:
+        return [SoftClip(shape, bound=transform.bound)]
     if kind is zuko.transforms.RotationTransform and tensors[0].shape == (size, size):
         made = OrthogonalLinear(shape, form="matrix_exp")
         _put(made.generator, (tensors[0] - tensors[0].T).triu(1))

@@ -123,6 +123,8 @@ ZUKO = {
     "MAF": {"residual": True, "hidden_features": (6, 6)},
     "NSF": {"bins": 4, "slope": 0.01},
     "NCSF": {"bins": 4},
+    "SOSPF": {"degree": 2, "polynomials": 2},
+    "BPF": {"degree": 4},
 }
 
 

@@ -198,6 +198,33 @@ def test_conditional_bases(base):
     torch.testing.assert_close(log_prob, flat)
 
 
+class Doubled(nn.Linear):
+    """An encoder that no file can name."""
+
+
+@pytest.mark.parametrize("encoder", [lambda: nn.Linear(2, 6), lambda: Doubled(2, 6), None])
+def test_samples_of_a_conditional_normal_are_functions_of_noise(encoder, tmp_path):
+    size = 6 if encoder is None else 2
+    theirs = redraw(Flow(nt.IdentityTransform(), nd.ConditionalDiagonalNormal((3,), encoder and encoder())))
+    ours, context = from_nflows(theirs, condition=size), torch.randn(5, size)
+    torch.testing.assert_close(
+        ours.log_prob(torch.ones(5, 3), given=context), theirs.log_prob(torch.ones(5, 3), context)
+    )
+    noise = torch.randn(7, 5, 3)
+    mean, log_scale = theirs._distribution._compute_params(context)
+    found = ours.base.from_noise(noise, context, temperature=0.5)
+    torch.testing.assert_close(found, mean + 0.5 * log_scale.exp() * noise)
+    torch.manual_seed(3)
+    drawn = ours.base.noise((7, 5))
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours.sample((7,), given=context), ours.base.from_noise(drawn, context))
+    if encoder is not None and isinstance(encoder(), Doubled):
+        with pytest.raises(fk.StorageError, match="NflowsBase"):
+            fk.save(ours, tmp_path / "flow.safetensors")
+    else:
+        fk.save(ours, tmp_path / "flow.safetensors")
+
+
 def test_temperature_is_about_the_mean():
     theirs = conditional(nd.ConditionalDiagonalNormal((3,), nn.Linear(2, 6)))
     context = torch.randn(5, 4)

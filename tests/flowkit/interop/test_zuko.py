@@ -54,13 +54,14 @@ def test_log_prob_samples_and_gradients(name, context):
     torch.manual_seed(5)
     samples = theirs(c).sample((6,))
     torch.manual_seed(5)
-    torch.testing.assert_close(ours.sample((6,), given=c), samples)
+    bisected = {"atol": 1e-5, "rtol": 1e-5} if tolerance == 1e-3 else {}  # zuko stops at 1e-6
+    torch.testing.assert_close(ours.sample((6,), given=c), samples, **bisected)
     z, log_det = ours(x, given=c)
     back, back_log_det = ours.inverse(z, given=c)
     torch.testing.assert_close(back, x, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(back_log_det, -log_det, atol=10 * tolerance, rtol=10 * tolerance)
     parts = [part for _, part in ours.network.nodes.items()]
-    assert any(isinstance(m, ZukoTransform) for m in parts) == (tolerance == 1e-3)
+    assert any(isinstance(m, ZukoTransform) for m in parts) == (name in ("GF", "NAF", "UNAF"))
     assert any(m.iterative for m in parts) == (tolerance == 1e-3)
     assert any(m.slow_inverse for m in parts) == (name not in ("NICE", "RealNVP", "GF"))
 
