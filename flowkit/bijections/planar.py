@@ -19,7 +19,7 @@ from flowkit.subnets import MLP, build_subnet
 
 FLOOR = 0.01  # the smallest stretch: what is squeezed further cannot be inverted in float32
 ONE = math.log(math.e - 1)  # softplus of this is one
-BISECTIONS = 24
+STEPS = 32
 
 
 def _examples() -> list[Example]:
@@ -98,7 +98,7 @@ class Planar(VectorMap):
 
     The map is invertible where w.u > -1. The free vector v is moved along w, so that 1 + w.u = g(w.v): u = v +
     (g(w.v) - 1 - w.v) w / |w|^2, where g(z) = 0.01 + 0.99 softplus(z + log(e - 1)), so that w.u > -0.99. The root is
-    found by bisection and Newton's method to rounding, with exact gradients, see `flowkit.bisection`; the tolerance
+    found by safeguarded Newton steps to rounding, with exact gradients, see `flowkit.bisection`; the tolerance
     1e-12 is that of float64, and where |w.u| is beyond 1e5 the bracket may not be narrow enough.
 
     w, v and b are parameters, or with conditions `(B, C')` all are predicted by a subnet, w around (1, ..., 1) /
@@ -160,7 +160,7 @@ class Planar(VectorMap):
             return a + product * t, slope_of(t, stretch)
 
         width = product.abs()
-        t = (solve_monotone(projected, target, target - width, target + width, BISECTIONS) + b).tanh()
+        t = (solve_monotone(projected, target, target - width, target + width, STEPS) + b).tanh()
         x = rows - u * t.unsqueeze(-1)
         return x.reshape(y.shape), -slope_of(t, stretch).log().reshape(y.shape[:1])
 

@@ -13,7 +13,7 @@ from flowkit.bijection import Bijection, Prepared, join
 from flowkit.bijections.conditioning import check_conditions, default_subnet
 from flowkit.bijections.linear import full_precision, widened
 from flowkit.bijections.orthogonal import hold, householder, reflection_vectors
-from flowkit.bijections.planar import BISECTIONS, positive, slope_of
+from flowkit.bijections.planar import STEPS, positive, slope_of
 from flowkit.bisection import solve_monotone
 from flowkit.errors import ConfigError, ShapeError
 from flowkit.registry import Example, register
@@ -171,4 +171,4 @@ def _root(target: Tensor, outer: Tensor, inner: Tensor, offset: Tensor, stretch:
         return a + outer * t, slope_of(t, stretch)
 
     width = outer.abs()
-    return solve_monotone(function, target, target - width, target + width, BISECTIONS)
+    return solve_monotone(function, target, target - width, target + width, STEPS)

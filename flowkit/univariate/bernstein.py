@@ -23,8 +23,8 @@ class BernsteinPolynomial(WithConstants, LinearTails):
 
     forward: y = sum_k c_k b_{k,M}(u), where c_0 = -bound + t and c_k = c_{k-1} + d_k; beyond the bound the tangents of
     the ends. its log-derivative: log(M / (2 bound) sum_k d_{k+1} b_{k,M-1}(u)) at the nearer end.
-    inverse: by bisection and Newton's method on [-bound, bound], or between the end and twice as far as its tangent
-    says; gradients are those of the implicit function. its log-derivative: minus the above at x.
+    inverse: by Newton's method, safeguarded by bisection, on [-bound, bound], or between the end and twice as far as
+    its tangent says; gradients are those of the implicit function. its log-derivative: minus the above at x.
 
     Increments are 2 bound / M times (softplus + `min_derivative`), which bounds the derivative from below. Zero
     parameters are the identity. Every sum has terms of one sign but for c, so float32 keeps its digits.

@@ -16,7 +16,7 @@ from flowkit.shapes import Shape
 from flowkit.univariate.additive import Additive
 from flowkit.univariate.univariate import Univariate
 
-BISECTIONS = 24
+STEPS = 32
 TURN = 2 * math.pi
 
 
@@ -61,7 +61,7 @@ class Moebius(Univariate):
     With w_k a point within the unit disc, z = exp(i x), and g_k(x) = x + 2 arg(1 - w_k / z) - 2 arg(1 + w_k):
     forward: y = sum_k p_k g_k(x), log-derivative log sum_k p_k (1 - |w_k|^2) / |1 - w_k / z|^2.
     inverse: for K = 1 in closed form, x = s + 2 arg(1 + w exp(-i s)) with s = y + 2 arg(1 + w); else the root, by
-    bisection and Newton's method to rounding, with exact gradients; log-derivative minus the above at x.
+    safeguarded Newton steps to rounding, with exact gradients; log-derivative minus the above at x.
 
     g_k is the angle of (z - w_k) / (1 - conj(w_k) z), a transformation of the circle, turned so that it keeps -1. On
     the line it is increasing with g_k(x + 2 pi) = g_k(x) + 2 pi, so any number is taken, and [-pi, pi] is mapped onto
@@ -129,7 +129,7 @@ class Moebius(Univariate):
             x = started + 2 * torch.atan2(b * cos - a * sin, 1 + a * cos + b * sin).squeeze(1)
         else:
             a, b, weights = (each.to(y.dtype) if each.dtype != y.dtype else each for each in (a, b, weights))
-            x = solve_monotone(lambda x: self._mixed(x, a, b, weights), y, y - TURN, y + TURN, BISECTIONS)
+            x = solve_monotone(lambda x: self._mixed(x, a, b, weights), y, y - TURN, y + TURN, STEPS)
         return x, -self._mixed(x, a, b, weights)[1].log()
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from flowkit.shapes import Shape
 from flowkit.univariate.knots import find, knots, pick, sizes, within_unit
 from flowkit.univariate.linear_spline import TailedSpline
 
-BISECTIONS = 14  # next to a flat end each step of Newton's halves the distance, no more: slopes differ by a million
+STEPS = 22  # next to a flat end each step of Newton's halves the distance, no more: slopes differ by a million
 
 
 class Bin(NamedTuple):
@@ -39,7 +39,7 @@ class CubicSpline(TailedSpline):
 
     forward: y = b + w (d0 t + (3 s - 2 d0 - d1) t^2 + (d0 + d1 - 2 s) t^3).
     its log-derivative: log(d0 + 2 (3 s - 2 d0 - d1) t + 3 (d0 + d1 - 2 s) t^2).
-    inverse: t is the root in [0, 1], by bisection and Newton's method to rounding, with exact gradients; x = a + w t.
+    inverse: t is the root in [0, 1], by safeguarded Newton steps to rounding, with exact gradients; x = a + w t.
     its log-derivative: minus the above at t.
 
     Widths and heights are softmaxes of what is predicted. Inner derivatives follow from the slopes by Steffen's method,
@@ -105,7 +105,8 @@ class CubicSpline(TailedSpline):
         bin = self._find(u, values, by_height=True)
         target = (u - bin.bottom) / bin.width  # 0 or more, since no bin begins above u
         zero = torch.zeros_like(target)
-        t = solve_monotone(functools.partial(_rise, bin), target, zero, zero + 1, BISECTIONS)
+        on_chord = (target / bin.slope).detach().clamp(0, 1)
+        t = solve_monotone(functools.partial(_rise, bin), target, zero, zero + 1, STEPS, on_chord)
         return bin.left + bin.width * t, _rise(bin, t)[1].log()
 
 

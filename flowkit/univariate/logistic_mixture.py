@@ -15,8 +15,8 @@ from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
 from flowkit.univariate.monotone import (
-    BISECTIONS_OF_MIXTURE,
-    BISECTIONS_OF_SIGMOIDAL,
+    STEPS_OF_MIXTURE,
+    STEPS_OF_SIGMOIDAL,
     check_count,
     check_limit,
     check_part,
@@ -57,19 +57,24 @@ def logit_of_mixture(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
     return (1 - least) * y + least * x, torch.logaddexp(log_derivative + math.log1p(-least), floor)
 
 
-def invert_logit_of_mixture(y: Tensor, mixture: Mixture, bisections: int) -> Tensor:
+def invert_logit_of_mixture(y: Tensor, mixture: Mixture, steps: int) -> Tensor:
     """x of the above: it lies between the smallest and the largest of those that single components would give."""
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        value, log_derivative = logit_of_mixture(x, mixture)
-        return value, log_derivative.exp()
+        z = slopes * x.unsqueeze(1) + offsets
+        left, right = log_weights + F.logsigmoid(z), log_weights + F.logsigmoid(-z)
+        # A step needs the derivative alone, not its logarithm.
+        shares = left.softmax(1) * (-z).sigmoid() + right.softmax(1) * z.sigmoid()
+        value, derivative = left.logsumexp(1) - right.logsumexp(1), (slopes * shares).sum(1)
+        return part * value + least * x, part * derivative + least
 
+    log_weights, slopes, offsets, least = mixture
+    part = 1 - least
     with torch.no_grad():
-        part = 1 - mixture.least
-        roots = (y.unsqueeze(1) - part * mixture.offsets) / (part * mixture.slopes + mixture.least)
+        roots = (y.unsqueeze(1) - part * offsets) / (part * slopes + least)
         low, high = roots.amin(1), roots.amax(1)
         margin = (high - low) * 0.01 + (low.abs() + high.abs()) * torch.finfo(y.dtype).eps * 4
-    return solve_monotone(function, y, low - margin, high + margin, bisections)
+    return solve_monotone(function, y, low - margin, high + margin, steps)
 
 
 def _check_least(owner: str, min_derivative: float) -> None:
@@ -85,7 +90,7 @@ class Sigmoidal(WithConstants, Univariate):
 
     forward: y = (1 - e) logit(F(x)) + e x. its log-derivative: log((1 - e) F'(x) / (F(x) (1 - F(x))) + e), computed
     from logarithms alone.
-    inverse: by bisection and Newton's method between the smallest and largest x that single components would give,
+    inverse: by safeguarded Newton steps between the smallest and largest x that single components would give,
     where the root must lie; gradients are those of the implicit function. its log-derivative: minus the above at x.
 
     Slopes a are softplus + `min_slope`, weights w a softmax. Zero parameters are the identity; the components part by
@@ -147,7 +152,7 @@ class Sigmoidal(WithConstants, Univariate):
         """See the class: `(x, log-derivative of the inverse)`."""
         y, parameters = wide(y, parameters)
         mixture = self._mixture(parameters)
-        x = invert_logit_of_mixture(y, mixture, BISECTIONS_OF_SIGMOIDAL)
+        x = invert_logit_of_mixture(y, mixture, STEPS_OF_SIGMOIDAL)
         return x, -logit_of_mixture(x, mixture)[1]
 
 
@@ -159,7 +164,7 @@ class LogisticMixture(WithConstants, Univariate):
 
     forward: y = exp(s) ((1 - e) logit(F(x)) + e x) + t. its log-derivative: s + log((1 - e) F'(x) / (F(x) (1 - F(x))) +
     e), computed from logarithms alone.
-    inverse: the affine map undone, then bisection and Newton's method between what single components would give, where
+    inverse: the affine map undone, then safeguarded Newton steps between what single components would give, where
     the root must lie; gradients are those of the implicit function. its log-derivative: minus the above at x.
 
     Log-scales are r / (1 + |r| / limit) of what is predicted, weights a softmax. Zero parameters are the identity;
@@ -221,5 +226,5 @@ class LogisticMixture(WithConstants, Univariate):
         """See the class: `(x, log-derivative of the inverse)`."""
         y, parameters = wide(y, parameters)
         mixture, s = self._mixture(parameters), soft_clamp(parameters[3], self.limit)
-        x = invert_logit_of_mixture((y - parameters[4]) * (-s).exp(), mixture, BISECTIONS_OF_MIXTURE)
+        x = invert_logit_of_mixture((y - parameters[4]) * (-s).exp(), mixture, STEPS_OF_MIXTURE)
         return x, -logit_of_mixture(x, mixture)[1] - s

@@ -16,11 +16,11 @@ from flowkit.errors import ConfigError
 from flowkit.shapes import Shape
 from flowkit.univariate.univariate import Univariate
 
-# Bisections before Newton's method, as many as make it converge whatever is predicted, within 1e4; sigmoidal slopes
-# have no upper bound, and the root may lie in the one steep part of a bracket of millions.
-BISECTIONS_WITH_TAILS = 12
-BISECTIONS_OF_MIXTURE = 24
-BISECTIONS_OF_SIGMOIDAL = 40
+# Steps of the inverse at most, as many as make it converge whatever is predicted, within 1e4; sigmoidal slopes have no
+# upper bound, and the root may lie in the one steep part of a bracket of millions.
+STEPS_WITH_TAILS = 24
+STEPS_OF_MIXTURE = 40
+STEPS_OF_SIGMOIDAL = 56
 MARGIN = 1.05
 RATES = (0.5, 1.5)
 
@@ -31,13 +31,14 @@ class LinearTails(Univariate):
     With z = x clamped to [-bound, bound]:
 
     forward: y = F(z) + F'(z) (x - z), log-derivative log F'(z).
-    inverse: the root of that, by bisection and Newton's method; its log-derivative is minus log F'(z) there.
+    inverse: the root of that, by safeguarded Newton steps; its log-derivative is minus log F'(z) there.
 
     Value and derivative are continuous, and 1e6 costs no more than float32's rounding. A subclass gives `inner`.
     """
 
     iterative: ClassVar[bool] = True
     tolerance: ClassVar[float] = TOLERANCE
+    steps: ClassVar[int] = STEPS_WITH_TAILS
 
     def __init__(self, shape: Shape, bound: float):
         if not 0 < bound < math.inf:
@@ -53,8 +54,25 @@ class LinearTails(Univariate):
         """What `inner` takes, of what was predicted; done once where the inverse calls `inner` many times."""
         return parameters
 
+    def slope(self, z: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """`F'(z)` for z within the bound; override where it costs less than `inner`."""
+        return self.inner(z, parameters)[1]
+
+    def bracket(self, y: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Two points that the root lies between, and one that is near it: on the tangents, or on the chord."""
+        edge = torch.full_like(y, self.bound)
+        bottom, start = self.inner(-edge, parameters)
+        top, end = self.inner(edge, parameters)
+        below, above = (bottom - y).clamp_min(0) / start, (y - top).clamp_min(0) / end
+        near = self.bound * (2 * ((y - bottom) / (top - bottom)).clamp(0, 1) - 1) - below + above
+        # Further than the linear tails say: next to an end of the bracket Newton's steps would leave it.
+        return -MARGIN * edge - 2 * below, MARGIN * edge + 2 * above, near
+
+    def _within(self, x: Tensor) -> Tensor:
+        return x.clamp(-self.bound, self.bound)
+
     def _with_tails(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        z = x.clamp(-self.bound, self.bound)
+        z = self._within(x)
         value, derivative = self.inner(z, parameters)
         return value + derivative * (x - z), derivative
 
@@ -69,14 +87,9 @@ class LinearTails(Univariate):
         y, parameters = wide(y, parameters)
         constrained = self.constrain(parameters)
         with torch.no_grad():
-            edge = torch.full_like(y, self.bound)
-            bottom, start = self.inner(-edge, constrained)
-            top, end = self.inner(edge, constrained)
-            # Further than the linear tails say: next to an end of the bracket Newton's steps would leave it.
-            low = -MARGIN * edge - 2 * (bottom - y).clamp_min(0) / start
-            high = MARGIN * edge + 2 * (y - top).clamp_min(0) / end
-        x = solve_monotone(lambda at: self._with_tails(at, constrained), y, low, high, BISECTIONS_WITH_TAILS)
-        return x, -self._with_tails(x, constrained)[1].log()
+            low, high, near = self.bracket(y, constrained)
+        x = solve_monotone(lambda at: self._with_tails(at, constrained), y, low, high, self.steps, near)
+        return x, -self.slope(self._within(x), constrained).log()
 
 
 def wide(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -22,8 +22,8 @@ class SumOfSquaresPolynomial(WithConstants, LinearTails):
 
     forward: y = t + integral from 0 to x of e + (1 - e) / K sum_k p_k^2; beyond the bound the tangents of the ends. its
     log-derivative: the logarithm of that integrand at x, or at the nearer end.
-    inverse: by bisection and Newton's method on [-bound, bound], or between the end and twice as far as its tangent
-    says; gradients are those of the implicit function. its log-derivative: minus the above at x.
+    inverse: by Newton's method, safeguarded by bisection, on [-bound, bound], or between the end and twice as far as
+    its tangent says; gradients are those of the implicit function. its log-derivative: minus the above at x.
 
     The integral is exact: Gauss and Legendre's rule of L + 1 nodes, whose terms are all of one sign, so float32 keeps
     its digits. Without tails a polynomial of degree 2 L + 1 would overflow float32 at 1e6. Zero parameters are the

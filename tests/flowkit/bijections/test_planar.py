@@ -159,7 +159,7 @@ def test_the_root_of_a_steep_function():
         t = torch.tanh(50 * x)
         return 0.01 * x + 3 * t, 0.01 + 150 * (1 - t * t)
 
-    x = solve_monotone(f, target, torch.full((41,), -400.0), torch.full((41,), 400.0), 20)
+    x = solve_monotone(f, target, torch.full((41,), -400.0), torch.full((41,), 400.0), 28)
     torch.testing.assert_close(f(x)[0], target, rtol=1e-9, atol=1e-9)
     (gradient,) = torch.autograd.grad(x.sum(), target)
     torch.testing.assert_close(gradient * f(x)[1], torch.ones(41), rtol=1e-6, atol=1e-6)

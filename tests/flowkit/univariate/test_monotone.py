@@ -180,13 +180,13 @@ def test_the_inverse_is_as_near_as_rounding_over_the_slope_allows(name, predicte
 
 
 def test_a_root_at_an_end_of_the_bracket_or_next_to_it():
-    """Newton's steps from within overshoot it; the end itself is tried then."""
+    """Newton's steps come near it from one side; bisections alone would take 40 steps."""
     target = torch.tensor([0.0, 1e-12, 1e-7, 1e-3, 0.75, 0.75 - 1e-9])
 
     def f(t):  # concave, with slope 1 at 0 and 1/2 at 1
         return t - t * t / 4, 1 - t / 2
 
-    root = solve_monotone(f, target, torch.zeros(6), torch.ones(6), 4)
+    root = solve_monotone(f, target, torch.zeros(6), torch.ones(6), 12)
     torch.testing.assert_close(root, 2 - 2 * (1 - target).sqrt(), atol=1e-15, rtol=1e-12)
 
 
