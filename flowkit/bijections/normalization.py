@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flowkit.bijection import Bijection
+from flowkit.collectives import several_processes, sum_over_processes
 from flowkit.errors import ConfigError, InputError
 from flowkit.registry import Example, register
 from flowkit.shapes import numel
@@ -164,7 +165,12 @@ class Standardize(ActNorm):
 
 
 def _batch_norm_examples() -> list[Example]:
-    return [Example(()), Example((3,)), Example((1, 4), affine=False), Example((2, 2, 3), momentum=0.5)]
+    return [
+        Example(()),
+        Example((3,)),
+        Example((1, 4), affine=False),
+        Example((2, 2, 3), momentum=0.5, synchronized=True),
+    ]
 
 
 @register("flowkit.batch_norm", examples=_batch_norm_examples)
@@ -182,8 +188,12 @@ class BatchNorm(Bijection):
     In eval mode m and v are the running statistics, and it is an ordinary bijection with a constant log-det. An empty
     batch changes nothing, in both modes. It starts as the identity but for eps: 1 / sqrt(1 + eps).
 
-    Where several processes train, each takes the statistics of its own batch, and `fk.ActNorm` is the better choice:
-    it works for small batches, and means the same in both modes.
+    Where several processes train, `synchronized` makes m and v those of all their rows, so that they do what one
+    process does with the whole batch, in values and gradients; all must then call forward in training mode equally
+    often, in eager mode. Without it each takes the statistics of its own rows, as `torch.nn.BatchNorm2d` does, and the
+    running ones part, but where torch's DDP copies those of the first process to all. `flowkit.training.fit`
+    synchronises every BatchNorm while it runs. `fk.ActNorm` works for small batches, too, and means the same in both
+    modes.
 
     Shapes: x `(B, C, ...)` or `(B,)`, log_det `(B,)`. State: the parameters `log_scale` and `shift`, where affine, and
     the buffers `running_mean` and `running_var`, all `(C, 1, ...)`.
@@ -193,6 +203,7 @@ class BatchNorm(Bijection):
         eps: added to v, above 0.
         momentum: the weight of a new batch in the running statistics, above 0 and at most 1.
         affine: learn s and b; without they are 0.
+        synchronized: in training mode take m and v over all processes of torch.distributed, where there are several.
 
     Raises:
         ConfigError: eps or momentum out of range.
@@ -211,7 +222,14 @@ class BatchNorm(Bijection):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, shape: int | Sequence[int], eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        synchronized: bool = False,
+    ):
         super().__init__(shape)
         shape = self.in_shapes[0]
         if not 0 < eps < float("inf"):
@@ -219,6 +237,7 @@ class BatchNorm(Bijection):
         if not 0 < momentum <= 1:
             raise ConfigError(f"BatchNorm: momentum must be above 0 and at most 1, got {momentum!r}")
         self.eps, self.momentum = float(eps), float(momentum)
+        self.synchronized = self.over_processes = bool(synchronized)  # the latter is what training may switch
         per_channel = shape[:1] + (1,) * len(shape[1:])
         self.log_scale = nn.Parameter(torch.zeros(per_channel)) if affine else None
         self.shift = nn.Parameter(torch.zeros(per_channel)) if affine else None
@@ -227,8 +246,13 @@ class BatchNorm(Bijection):
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """m and v; in training mode those of x, which the running ones then move towards."""
+        if not self.training:
+            return self.running_mean, self.running_var
         count = x.shape[0] * numel(self.in_shapes[0][1:])
-        if not self.training or count == 0:
+        together = self.over_processes and several_processes()
+        if together:  # a process may have no rows: it takes part nevertheless
+            count = int(sum_over_processes(torch.tensor(count, device=x.device)))
+        if count == 0:
             return self.running_mean, self.running_var
         if count == 1:
             raise InputError(
@@ -236,8 +260,9 @@ class BatchNorm(Bijection):
                 "call eval() or use fk.ActNorm"
             )
         dims = (0, *range(2, x.dim()))
-        mean = x.mean(dims).view(self.running_mean.shape)
-        variance = (x - mean).square().mean(dims).view(self.running_var.shape)
+        total = sum_over_processes if together else _unchanged
+        mean = (total(x.sum(dims)) / count).view(self.running_mean.shape)
+        variance = (total((x - mean).square().sum(dims)) / count).view(self.running_var.shape)
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
@@ -318,6 +343,10 @@ class LearnedScale(Bijection):
     def extra_repr(self) -> str:
         """The event shape."""
         return str(self.in_shapes[0])
+
+
+def _unchanged(value: Tensor) -> Tensor:
+    return value
 
 
 def over_processes(*sums: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from flowkit.bijections.normalization import BatchNorm
+from flowkit.collectives import sum_over_processes
 from flowkit.errors import ConfigError
 from flowkit.training.loading import process_place
 
@@ -61,22 +63,6 @@ def of_every_process(value: Any) -> list[Any]:
     return found
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, and of all processes' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
-
-
 class _Synchronized(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation by the statistics of all processes. (torch's SyncBatchNorm runs on GPUs only.)"""
 
@@ -89,10 +75,10 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
         dims = [0, *range(2, x.dim())]
         view = (1, -1, *([1] * (x.dim() - 2)))
         sums = torch.cat([values.sum(dims), values.new_full((1,), values[:, 0].numel())])
-        total, count = _Sum.apply(sums).split([len(sums) - 1, 1])
+        total, count = sum_over_processes(sums).split([len(sums) - 1, 1])
         mean = total / count
         centred = values - mean.view(view)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
+        variance = sum_over_processes(centred.square().sum(dims)) / count
         self._remember(mean.detach(), (variance * count / (count - 1).clamp_min(1)).detach())
         out = centred * (variance + self.eps).rsqrt().view(view)
         if self.affine:
@@ -144,7 +130,7 @@ def synchronized_norms(module: nn.Module) -> Iterator[None]:
                 f"'{name}' is a {type(norm).__name__}, which cannot be synchronised over processes: "
                 f"use nn.BatchNorm1d, 2d or 3d, or train in one process"
             )
-    _change(module, _SYNCHRONIZED)
+    _change(module, _SYNCHRONIZED, together=True)
     try:
         yield
     finally:
@@ -153,11 +139,13 @@ def synchronized_norms(module: nn.Module) -> Iterator[None]:
 
 def separate_norms(module: nn.Module) -> None:
     """Undo `synchronized_norms`: a process may now call the module while others do not."""
-    _change(module, _OWN)
+    _change(module, _OWN, together=False)
 
 
-def _change(module: nn.Module, kinds: dict[type, type]) -> None:
+def _change(module: nn.Module, kinds: dict[type, type], together: bool) -> None:
     # The class of the module in place: a new module in its stead would need every holder of the old one to know.
     for norm in module.modules():
         if type(norm) in kinds:
             norm.__class__ = kinds[type(norm)]
+        elif isinstance(norm, BatchNorm):
+            norm.over_processes = together or norm.synchronized

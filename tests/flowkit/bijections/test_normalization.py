@@ -312,3 +312,48 @@ def test_given_numbers_are_kept_when_a_flow_is_initialized():
 def test_standardize_refuses_numbers(numbers, message):
     with pytest.raises(fk.ConfigError, match=f"^Standardize: {message}$"):
         fk.Standardize((2, 3), **numbers)
+
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(wrong, log_det)  # should be minus that
+
+
+STATISTICS = """
+import sys
+import torch
+import flowkit as fk
+
+rank, cut = int(sys.argv[1]), int(sys.argv[3])
+torch.set_default_dtype(torch.float64)
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+rows = torch.linspace(-1, 5, 60).square().view(10, 3, 2)
+norm, apart = fk.BatchNorm((3, 2), eps=0.1, synchronized=True), fk.BatchNorm((3, 2))
+x = (rows[:cut] if rank == 0 else rows[cut:]).clone().requires_grad_()
+y, log_det = norm(x)
+(y.square().sum() + (x * y).sin().sum() + log_det.sum()).backward()
+apart(rows[:6] if rank == 0 else rows[6:])
+gradients = {name: p.grad for name, p in norm.named_parameters()}
+found = y.detach(), log_det.detach(), x.grad, gradients, norm.state_dict(), apart.running_mean
+torch.save(found, f"{sys.argv[2]}.{rank}")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [7, 10])  # rows of the first process; the other one has the rest, or none
+def test_batch_norm_of_two_processes_is_that_of_one_with_all_rows(tmp_path, cut):
+    store = tmp_path / "store"
+    arguments = [sys.executable, "-c", STATISTICS]
+    workers = [subprocess.Popen([*arguments, str(rank), str(store), str(cut)]) for rank in (0, 1)]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    found = [torch.load(f"{store}.{rank}") for rank in (0, 1)]
+    x = torch.linspace(-1, 5, 60).square().view(10, 3, 2).requires_grad_()
+    norm = fk.BatchNorm((3, 2), eps=0.1, synchronized=True)
+    y, log_det = norm(x)
+    (y.square().sum() + (x * y).sin().sum() + log_det.sum()).backward()
+    for part, wanted in enumerate((y, log_det, x.grad)):
+        torch.testing.assert_close(torch.cat([each[part] for each in found]), wanted.detach())
+    for name, parameter in norm.named_parameters():
+        torch.testing.assert_close(found[0][3][name] + found[1][3][name], parameter.grad)
+    assert all(torch.equal(found[0][4][name], found[1][4][name]) for name in found[0][4])
+    torch.testing.assert_close(found[0][4], norm.state_dict())
+    assert not torch.allclose(found[0][5], found[1][5])  # without `synchronized` they part

@@ -36,7 +36,7 @@ def descent(parameters):
 
 
 def make_module():
-    """Batch normalisation, ActNorm, noise, an average of the weights, clipping."""
+    """Batch normalisation in a feature net and as a bijection, ActNorm, noise, an average of the weights, clipping."""
     torch.manual_seed(0)
     graph = fk.Graph()
     label = graph.condition("label", (3,))
@@ -47,7 +47,7 @@ def make_module():
     for _ in range(2):
         x = graph.add(fk.AffineCoupling, x, given=feature, subnet=fk.MLP(hidden=(8,)))
         x = graph.add(fk.Permute, x)
-    graph.output("z", x)
+    graph.output("z", graph.add(fk.BatchNorm, x))
     return FlowModule(fk.Flow(graph), lr=1e-2, noise=0.1, ema=0.9, clip=1.0, optimizer=descent)
 
 
