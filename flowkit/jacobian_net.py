@@ -25,6 +25,8 @@ from flowkit.shapes import Shape, numel
 from flowkit.spectral import convolution_bound, matrix_bound, waves
 from flowkit.subnet_parts import CONVOLUTIONS
 
+START_BETA = 20.0  # of LipSwish: nearly a ReLU, for bounded weights make small arguments, where a swish is straight
+SPREAD = 2.0  # of a bounded layer's biases at the start, in standard deviations of what they are added to
 SWISH_SLOPE = 1.1  # the slope of x sigmoid(b x) is below 1.0999 for every b
 
 
@@ -33,7 +35,7 @@ class LipSwish(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.tensor(0.5))
+        self.beta = nn.Parameter(torch.tensor(START_BETA))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope."""
@@ -135,6 +137,16 @@ class Layer(WithConstants):
             if parameter is not None:
                 nn.init.zeros_(parameter)
 
+    def start_bounded(self, c_data: int) -> None:
+        """Singular values that are equal, so that the bound holds back none of them more; units that bend within data.
+
+        Where data of C channels with variance 1 are spread over C' units, each gets a standard deviation of
+        sqrt(C / C') at most.
+        """
+        nn.init.orthogonal_(self.weight)
+        spread = SPREAD * math.sqrt(min(1.0, c_data / len(self.bias)))
+        nn.init.uniform_(self.bias, -spread, spread)
+
     def bound(self) -> Tensor:
         """An upper bound of the norm of this map of the data, of `flowkit.spectral`."""
         weight = _widened(self.weight)
@@ -214,6 +226,7 @@ class JacobianNet(nn.Module):
         activations: those that the owner allows.
         timed: every layer's bias moves with the time.
         bound: each layer's weight is divided so that the product of their norms is at most this; None for no bound.
+            With a bound weights start orthogonal and biases spread, see `Layer.start_bounded`.
     """
 
     def __init__(
@@ -243,6 +256,9 @@ class JacobianNet(nn.Module):
             Layer(c_in, c_out, shape[1:], kernel, 0 if i else c_condition, timed, bounded)
             for i, (c_in, c_out) in enumerate(itertools.pairwise(channels))
         )
+        if bounded:
+            for layer in self.layers[:-1]:
+                layer.start_bounded(shape[0])
         last: Any = self.layers[-1]
         last.start_at_zero()
         self.activations = nn.ModuleList(activations[activation]() for _ in widths)

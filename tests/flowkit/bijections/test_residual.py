@@ -340,3 +340,18 @@ def test_another_size_shares_the_weights_and_has_its_own_bounds():
 def test_refusals(arguments, config, message):
     with pytest.raises(fk.FlowkitError, match=message):
         fk.ResidualBlock(*arguments, **config)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4)])
+def test_a_net_starts_with_equal_singular_values_and_units_that_bend_within_the_data(shape):
+    """Weights of unequal ones lose slope to the bound, and a unit that is straight within the data cannot learn it."""
+    torch.manual_seed(0)
+    net = fk.ResidualBlock(shape, hidden=(64, 64), kernel=1, coeff=0.9).net
+    weights = net.weights()
+    for weight in weights[:-1]:
+        found = torch.linalg.svdvals(weight.flatten(1))
+        torch.testing.assert_close(found, torch.full_like(found, 0.9 ** (1 / 3)), rtol=0.02, atol=0)
+    assert not weights[-1].any()
+    for slope in net.at(torch.randn(500, *shape), weights).slopes:
+        changes = slope.amax(0) - slope.amin(0)
+        assert (changes > 0.4).double().mean() > 0.7
