@@ -256,10 +256,11 @@ class JacobianNet(nn.Module):
             Layer(c_in, c_out, shape[1:], kernel, 0 if i else c_condition, timed, bounded)
             for i, (c_in, c_out) in enumerate(itertools.pairwise(channels))
         )
+        layers: Any = list(self.layers)
+        *before, last = layers
         if bounded:
-            for layer in self.layers[:-1]:
+            for layer in before:
                 layer.start_bounded(shape[0])
-        last: Any = self.layers[-1]
         last.start_at_zero()
         self.activations = nn.ModuleList(activations[activation]() for _ in widths)
         self.bound = bound
