@@ -13,7 +13,7 @@ import click
 def unknown(kind: str, name: str, known: Iterable[str]) -> click.UsageError:
     """The error for a name that does not exist: the one that was probably meant, and all that there are."""
     names = sorted(known)
-    close = get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.5)
+    close = get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.6)
     meant = f"; did you mean '{close[0]}'?" if close else "."
     there_are = f" There are: {', '.join(names)}." if names else " There are none."
     return click.UsageError(f"no {kind} '{name}'{meant}{there_are}")
