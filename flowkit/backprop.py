@@ -70,6 +70,9 @@ def applies(tensors: Sequence[Tensor], network: nn.Module) -> bool:
             return False
         if torch.autograd.forward_ad._current_level >= 0:
             return False
+        # `torch.func.functional_call` puts tensors in the parameters' places, which are gone when backward runs.
+        if not all(isinstance(p, nn.Parameter) for p in network.parameters()):
+            return False
     return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in network.parameters())
 
 
@@ -168,6 +171,8 @@ class _Step(torch.autograd.Function):
         kept = ctx.saved_tensors[:count] if ctx.keep else None
         rest = ctx.saved_tensors[count if ctx.keep else 0 :]
         conditions, parameters = rest[: len(part.condition_shapes)], rest[len(part.condition_shapes) :]
+        if not torch.compiler.is_compiling():
+            _refuse_exchanged(part, parameters)
         values = grads[many : 2 * many]
         like = kept[0] if kept is not None else values[0]
         grad_outputs = grads[:many]
@@ -241,6 +246,16 @@ def _refuse_random(part: nn.Module) -> None:
                 f"torch.compile cannot replay {type(module).__name__} in {type(part).__name__} for backprop='reverse' "
                 "or 'checkpoint': use fk.compile, which can"
             )
+
+
+def _refuse_exchanged(part: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """The part is run again, with the parameters that it has now: they must be those of forward."""
+    own = {id(p) for p in part.parameters()}
+    if any(isinstance(p, nn.Parameter) and id(p) not in own for p in parameters):
+        raise BackpropError(
+            f"{type(part).__name__} has other parameters than in forward, as after torch.func.functional_call with "
+            "parameters: pass it plain tensors, or use backprop='plain'"
+        )
 
 
 def _refuse_sharded(part: nn.Module, parameters: Sequence[Tensor]) -> None:

@@ -135,3 +135,23 @@ def test_second_derivatives(name):
     torch.testing.assert_close(hessian(lambda x: flow.log_prob(x, given=y[0]))(x[0]), jacrev(score)(x[0]), **TIGHT)
     z, row = (lambda x: flow(x, given=y[0])[0]), x[0]
     torch.testing.assert_close(jacfwd(z)(row), jacrev(z)(row), **TIGHT)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "checkpoint"])
+def test_functional_weights_have_their_own_gradients_in_frugal_modes(mode):
+    """When backward runs, the module has its own weights back: those gradients were silently taken there."""
+    flow = fk.flows.realnvp(3, layers=2, hidden=(8,))
+    flow.backprop = mode
+    x = torch.randn(4, 3)
+    weights = {f"flow.{n}": (0.3 * torch.randn_like(p)).requires_grad_() for n, p in flow.named_parameters()}
+    found = []
+    for each in (mode, "plain"):
+        flow.backprop = each
+        value = functional_call(LogProb(flow), weights, (x, None)).sum()
+        found.append(torch.autograd.grad(value, list(weights.values())))
+    torch.testing.assert_close(*found)
+    flow.backprop = mode
+    exchanged = {name: torch.nn.Parameter(value.detach()) for name, value in weights.items()}
+    value = functional_call(LogProb(flow), exchanged, (x, None)).sum()
+    with pytest.raises(fk.BackpropError, match="has other parameters than in forward, as after"):
+        value.backward()
