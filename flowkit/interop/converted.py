@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from flowkit.errors import ConfigError, ShapeError
 from flowkit.interop.layers import build_layers, describe_layers
 from flowkit.registry import Arguments, Example, Unwritable, register
 from flowkit.shapes import Shape
+from flowkit.strict_json import shown
 from flowkit.univariate import Affine, QuadraticSpline, RationalQuadraticSpline, Univariate, build_univariate
 from flowkit.univariate.knots import knots, sizes, wide
 from flowkit.univariate.univariate import offer_examples
@@ -92,6 +93,22 @@ class Layout(nn.Module):
         return (chosen * self.scale.view(along) + self.offset.view(along)).flatten(1, 2)
 
 
+def build_layout(described: Any) -> Layout | None:
+    """The layout of these arguments by name; None for none.
+
+    Raises:
+        ConfigError: they are no such arguments.
+    """
+    if described is None:
+        return None
+    if not isinstance(described, Mapping):
+        raise ConfigError(f"a layout must be described by its arguments' names, got {shown(described)}")
+    try:
+        return Layout(**described)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a layout cannot be built from {shown(described)}: {error}") from error
+
+
 class FriendsModule(nn.Module):
     """A friend's net and its layout, called as flowkit calls subnets.
 
@@ -126,9 +143,15 @@ class FriendsSubnet:
         net: the description, see `flowkit.interop.layers`.
         layout: the arguments of `Layout` by name; None where the numbers are flowkit's.
         joined: see `FriendsModule`.
+
+    Raises:
+        ConfigError: no such description, or a layout that is none.
     """
 
     def __init__(self, net: Any, layout: Any = None, joined: bool = True):
+        if not (isinstance(net, nn.Module | Unwritable) or (isinstance(net, Mapping) and "layer" in net)):
+            raise ConfigError(f"FriendsSubnet: net must be described as {{'layer': name, ...}}, got {shown(net)}")
+        build_layout(layout)
         self.net, self.layout, self.joined = net, layout, joined
 
     def __call__(self, c_in: int, c_out: int) -> nn.Module:
@@ -137,8 +160,7 @@ class FriendsSubnet:
 
     def build(self, in_shape: Shape, condition_shapes: Sequence[Shape], c_out: int) -> FriendsModule:
         """The net with new weights."""
-        layout = None if self.layout is None else Layout(**dict(self.layout))
-        return FriendsModule(build_layers(self.net), layout, self.joined)
+        return FriendsModule(build_layers(self.net), build_layout(self.layout), self.joined)
 
 
 class FriendsMasked(FriendsModule):
@@ -219,7 +241,7 @@ class FriendsAutoregressive(MaskedAutoregressive):
         self.inverted, self.passes = False, max(levels) + 1
         self.register_buffer("level", torch.tensor(levels))
         self.univariate: Any = build_univariate(name, univariate, shape)
-        self.subnet: Any = FriendsMasked(build_layers(net), None if layout is None else Layout(**dict(layout)), joined)
+        self.subnet: Any = FriendsMasked(build_layers(net), build_layout(layout), joined)
         self.iterative, self.tolerance = self.univariate.iterative, self.univariate.tolerance
         offer_examples(self, (self.univariate,), shape)
         self.slow_inverse = self.passes > 1
