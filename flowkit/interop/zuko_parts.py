@@ -24,7 +24,7 @@ from flowkit.errors import ConfigError
 from flowkit.interop.converted import FriendsAutoregressive, FriendsSubnet, SoftclipSpline
 from flowkit.interop.layers import describe_layers
 from flowkit.interop.nets import native_net
-from flowkit.interop.polynomials import BoundedBernstein, PlainSumOfSquares, SoftClip
+from flowkit.interop.zuko_maps import BoundedBernstein, NormalMixture, PlainSumOfSquares, SoftClip
 from flowkit.shapes import Shape
 from flowkit.univariate import Additive, Affine
 
@@ -86,6 +86,9 @@ def univariate_of(part: Any) -> tuple[Any, dict[str, Any]]:
         numbers = shapes[0][0]
         recipe = BoundedBernstein.recipe(numbers=numbers, bound=settings.get("bound", 5.0))
         return recipe, {"order": tuple(range(numbers))}
+    if made is zuko.transforms.GaussianizationTransform and not settings:
+        components = shapes[0][0]
+        return NormalMixture.recipe(components=components), {"order": tuple(range(2 * components))}
     if made is ShiftedSOSPTransform and set(settings) <= {"slope"}:
         polynomials, powers = shapes[0]
         slope = settings.get("slope", 1e-3)

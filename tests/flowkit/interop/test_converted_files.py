@@ -125,6 +125,7 @@ ZUKO = {
     "NCSF": {"bins": 4},
     "SOSPF": {"degree": 2, "polynomials": 2},
     "BPF": {"degree": 4},
+    "GF": {"components": 3},
 }
 
 

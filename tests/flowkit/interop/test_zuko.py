@@ -41,12 +41,18 @@ def test_log_prob_samples_and_gradients(name, context):
     theirs = redraw(getattr(zuko.flows, name)(3, context or 0, **HIDDEN, **options))
     ours = from_zuko(theirs, condition=context)
     x, c = torch.randn(4, 3) * 0.8, None if context is None else torch.randn(4, context)
+    x.requires_grad_()
     expected, found = theirs(c).log_prob(x), ours.log_prob(x, given=c)
     torch.testing.assert_close(found, expected)
+    of_x = [torch.autograd.grad(each.sum(), x, retain_graph=True)[0] for each in (found, expected)]
+    torch.testing.assert_close(*of_x)
+    x = x.detach()
     expected.sum().backward()
     found.sum().backward()
     wanted, got = gradients(theirs), gradients(ours)
     assert len(wanted) > 0
+    if name == "GF" and context is None:  # flowkit has one parameter where zuko has one for shifts and one for scales
+        wanted, got = wanted[2::3], got[1::2]
     for a, b in zip(got, wanted, strict=True):
         if b.dim() == 2 and torch.equal(b, -b.mT):  # a rotation's, of which flowkit learns the upper half
             b = b.triu(1)
@@ -55,13 +61,19 @@ def test_log_prob_samples_and_gradients(name, context):
     samples = theirs(c).sample((6,))
     torch.manual_seed(5)
     bisected = {"atol": 1e-5, "rtol": 1e-5} if tolerance == 1e-3 else {}  # zuko stops at 1e-6
-    torch.testing.assert_close(ours.sample((6,), given=c), samples, **bisected)
+    drawn = ours.sample((6,), given=c)
+    if name == "GF":  # its image ends at 4.9: what a layer cannot reach has no inverse, there or here
+        torch.manual_seed(5)
+        reached = (theirs(c).transform(samples) - torch.randn_like(samples)).abs().amax(-1) < 1e-4
+        assert reached.any()
+        drawn, samples = drawn[reached], samples[reached]
+    torch.testing.assert_close(drawn, samples, **bisected)
     z, log_det = ours(x, given=c)
     back, back_log_det = ours.inverse(z, given=c)
     torch.testing.assert_close(back, x, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(back_log_det, -log_det, atol=10 * tolerance, rtol=10 * tolerance)
     parts = [part for _, part in ours.network.nodes.items()]
-    assert any(isinstance(m, ZukoTransform) for m in parts) == (name in ("GF", "NAF", "UNAF"))
+    assert any(isinstance(m, ZukoTransform) for m in parts) == (name in ("NAF", "UNAF"))
     assert any(m.iterative for m in parts) == (tolerance == 1e-3)
     assert any(m.slow_inverse for m in parts) == (name not in ("NICE", "RealNVP", "GF"))
 

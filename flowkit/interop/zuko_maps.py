@@ -1,20 +1,24 @@
-"""zuko's polynomial maps, continued beyond their interval so that they are bijections, and its soft clip."""
+"""zuko's polynomial maps, continued beyond their interval so that they are bijections, its mixtures, its soft clip."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flowkit.bijections.activations import Activation
+from flowkit.bisection import TOLERANCE, solve_monotone
 from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import Shape
-from flowkit.univariate import BernsteinPolynomial, SumOfSquaresPolynomial
-from flowkit.univariate.monotone import check_count
+from flowkit.univariate import BernsteinPolynomial, SumOfSquaresPolynomial, Univariate
+from flowkit.univariate.monotone import BISECTIONS_OF_MIXTURE, check_count, wide
 
+ROOT_2 = math.sqrt(2)
+SHRINK = 1 - 1e-6  # zuko's, which keeps the quantile finite
 ENDS = 2  # increments at each end of a bounded Bernstein polynomial that are fixed
 
 
@@ -108,3 +112,60 @@ class SoftClip(Activation):
     def _map_back(self, y: Tensor) -> tuple[Tensor, Tensor]:
         part = y.abs() / self.bound
         return y / (1 - part), -2 * torch.log1p(-part)
+
+
+@register("flowkit.normal_mixture")
+class NormalMixture(Univariate):
+    """zuko's gaussianization: the distribution function of a mixture of normals, then the normal quantile.
+
+    With z_k = exp(a_k) x + b_k, Phi the normal distribution function, and c = 1 - 1e-6:
+
+    forward: y = sqrt(2) erfinv(c mean_k erf(z_k / sqrt(2))). its log-derivative: log(c mean_k exp(a_k) phi(z_k)) -
+    log phi(y), phi the normal density.
+    inverse: by bisection and Newton's method between the smallest and largest of the components' own roots; its
+    log-derivative minus the above at x.
+
+    Its image ends at +-4.9, where c does: beyond, the inverse finds the outermost root. Parameters: b and a
+    `(B, K, C, ...)`.
+
+    Args:
+        shape: event shape of x.
+        components: K, at least 1.
+    """
+
+    iterative: ClassVar[bool] = True
+    tolerance: ClassVar[float] = TOLERANCE
+
+    def __init__(self, shape: Shape, components: int = 8):
+        check_count("NormalMixture", "components", components, 1)
+        self.parameter_shapes = ((components,), (components,))
+        super().__init__(shape)
+        self.components = components
+
+    def _map(self, x: Tensor, shift: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
+        z = x.unsqueeze(1) * log_slope.exp() + shift
+        y = torch.erfinv(torch.erf(z / ROOT_2).mean(1) * SHRINK) * ROOT_2
+        log_density = (log_slope - z.square() / 2).logsumexp(1) - math.log(self.components)
+        return y, log_density + y.square() / 2 + math.log(SHRINK)
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class: `(y, log-derivative)`."""
+        x, values = wide(x, parameters)
+        return self._map(x, *values)
+
+    def inverse(self, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class: `(x, log-derivative of the inverse)`."""
+        y, (shift, log_slope) = wide(y, parameters)
+        with torch.no_grad():
+            most = 1 - torch.finfo(y.dtype).eps
+            own = torch.erfinv((torch.erf(y / ROOT_2) / SHRINK).clamp(-most, most)) * ROOT_2
+            roots = (own.unsqueeze(1) - shift) / log_slope.exp()
+            low, high = roots.amin(1), roots.amax(1)
+            margin = (high - low) * 0.01 + 1e-6
+
+        def function(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, log_derivative = self._map(x, shift, log_slope)
+            return value, log_derivative.exp()
+
+        x = solve_monotone(function, y, low - margin, high + margin, BISECTIONS_OF_MIXTURE)
+        return x, -self._map(x, shift, log_slope)[1]
