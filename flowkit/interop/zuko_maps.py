@@ -15,10 +15,11 @@ from flowkit.errors import ConfigError
 from flowkit.registry import Example, register
 from flowkit.shapes import Shape
 from flowkit.univariate import BernsteinPolynomial, SumOfSquaresPolynomial, Univariate
-from flowkit.univariate.monotone import BISECTIONS_OF_MIXTURE, check_count, wide
+from flowkit.univariate.monotone import check_count, wide
 
 ROOT_2 = math.sqrt(2)
 SHRINK = 1 - 1e-6  # zuko's, which keeps the quantile finite
+BISECTIONS = 24
 ENDS = 2  # increments at each end of a bounded Bernstein polynomial that are fixed
 
 
@@ -167,5 +168,5 @@ class NormalMixture(Univariate):
             value, log_derivative = self._map(x, shift, log_slope)
             return value, log_derivative.exp()
 
-        x = solve_monotone(function, y, low - margin, high + margin, BISECTIONS_OF_MIXTURE)
+        x = solve_monotone(function, y, low - margin, high + margin, BISECTIONS)
         return x, -self._map(x, shift, log_slope)[1]
