@@ -96,6 +96,8 @@ class Spline(torch.autograd.Function):
         if not torch.is_grad_enabled():
             given = pull_back(found, grads[0], grads[1], ctx.setting, ctx.inverse, ctx.needs_input_grad[0])
             return *given, None, None, None
+        # Views: where one argument depends on another, as autoregressive maps' do, that is not counted here, too.
+        arguments = [each.view_as(each) for each in arguments]
         wanted = [each for each in arguments if each.requires_grad]
         taken = iter(torch.autograd.grad(ctx.formula(*arguments), wanted, grads, create_graph=True, allow_unused=True))
         return *[next(taken) if each.requires_grad else None for each in arguments], None, None, None

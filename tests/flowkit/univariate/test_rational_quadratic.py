@@ -68,6 +68,23 @@ def test_the_closed_form_is_that_of_autograd_through_the_formula(shape, inverse,
     torch.testing.assert_close(closed, recorded, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+@pytest.mark.parametrize("inverse", [False, True])
+def test_second_derivatives_where_what_is_predicted_depends_on_what_is_transformed(inverse):
+    spline, parameters = drawn(4, (2,), rows=3)
+    weights = [torch.randn(3, each.shape[1], 2) for each in parameters]
+    run = spline.inverse if inverse else spline.forward
+
+    def total(x):
+        image, log_derivative = run(x, *[weight * x.unsqueeze(1) for weight in weights])
+        return (image * log_derivative.sin()).sum()
+
+    x = torch.randn(3, 2, requires_grad=True)
+    first, kept = (torch.autograd.grad(total(x), x, create_graph=keep)[0] for keep in (False, True))
+    torch.testing.assert_close(kept, first)
+    torch.testing.assert_close(torch.autograd.functional.hessian(total, x), torch.func.hessian(total)(x))
+
+
 class WithoutGradients(CompiledSpline):
     @staticmethod
     def backward(ctx, *grads):
