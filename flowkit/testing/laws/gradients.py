@@ -11,6 +11,7 @@ is chosen without a look at the gradient, so a wrong one is found as before.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flowkit.bijection import as_tuple
+from flowkit.errors import BackpropError
 from flowkit.testing.findings import Findings
 from flowkit.testing.registry import law
 from flowkit.testing.subject import Direction, Subject
@@ -72,12 +74,22 @@ class _Function:
         return value, (self.weights[-1] * log_det).sum()
 
 
-def _gradients(function: _Function, which: int) -> dict[str, Tensor]:
-    variables = {n: v.clone().requires_grad_() for n, v in function.variables().items()}
+def _gradients(function: _Function, which: int, changed: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    variables = _leaves(function, changed)
+    return {name: grad.detach() for name, grad in _taken(function, which, variables, kept=False).items()}
+
+
+def _leaves(function: _Function, changed: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    return {n: v.clone().requires_grad_() for n, v in {**function.variables(), **(changed or {})}.items()}
+
+
+def _taken(function: _Function, which: int, variables: dict[str, Tensor], kept: bool) -> dict[str, Tensor]:
+    """The gradients, zero where there are none; `kept` to be differentiated themselves."""
     value = function.values(variables)[which]
     if not value.requires_grad:
         return {n: torch.zeros_like(v) for n, v in variables.items()}
-    grads = torch.autograd.grad(value, list(variables.values()), allow_unused=True, materialize_grads=True)
+    leaves = list(variables.values())
+    grads = torch.autograd.grad(value, leaves, create_graph=kept, allow_unused=True, materialize_grads=True)
     return dict(zip(variables, grads, strict=True))
 
 
@@ -115,10 +127,15 @@ def extrapolated_difference(along: Callable[[float], float], step: float) -> flo
     return best
 
 
-def _compare(subject: Subject, expect: Findings, which: int, what: str) -> None:
+def _accuracy(subject: Subject) -> tuple[float, float]:
+    """The step of central differences, and how far they are from what is right, for maps that are right themselves."""
     declared = subject.original.tolerance if subject.original.iterative else 0.0
     step = max(STEP, declared ** (1 / 3))
-    tolerance = max(TOLERANCE, 10 * (declared / step + step**2))
+    return step, max(TOLERANCE, 10 * (declared / step + step**2))
+
+
+def _compare(subject: Subject, expect: Findings, which: int, what: str) -> None:
+    step, tolerance = _accuracy(subject)
     for method in DIRECTIONS:
         function = _Function(subject, method)
         exact = _gradients(function, which)
@@ -177,3 +194,51 @@ def parameters_used(subject: Subject, expect: Findings) -> None:
     ):
         if expect(grad is not None, f"{name} gets no gradient"):
             expect(bool((grad != 0).any()) or not grad.numel(), f"{name} gets a gradient of zeros")
+
+
+@law(number=4)
+def second_derivatives(subject: Subject, expect: Findings) -> None:
+    """Gradients taken to be differentiated are the plain ones, and their derivatives are right; or both are refused."""
+    step, tolerance = _accuracy(subject)
+    for method, which in itertools.product(DIRECTIONS, (0, 1)):
+        function = _Function(subject, method)
+        variables = _leaves(function)
+        try:
+            kept = _taken(function, which, variables, kept=True)
+        except BackpropError:
+            continue
+        of = f"{method}'s {('output', 'log-det')[which]}"
+        for name, plain in _gradients(function, which).items():
+            text = f"the gradient of {of} with respect to {name} is another where it is kept for a second derivative"
+            expect.close(kept[name].detach(), plain, text, TOLERANCE)
+        directions = _directions(function, subject.seed + 2)
+        slope = sum((kept[name] * directions[name]).sum() for name in kept)
+        got = 0.0
+        if slope.requires_grad:
+            grads = torch.autograd.grad(slope, list(variables.values()), allow_unused=True, materialize_grads=True)
+            got = sum((grad * directions[name]).sum().item() for name, grad in zip(kept, grads, strict=True))
+        along = _SlopeLine(function, which, directions)
+        want = central_difference(along, step)
+        if not abs(got - want) <= tolerance * (1 + abs(want)):
+            want = extrapolated_difference(along, step)
+        text = f"the second derivative of {of} along a direction differs from finite differences of the first"
+        expect.close(_scalar(got), _scalar(want), text, tolerance)
+
+
+def _directions(function: _Function, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in function.variables().items()}
+    length = sum(each.square().sum().item() for each in drawn.values()) ** 0.5
+    return {name: each / length for name, each in drawn.items()}
+
+
+class _SlopeLine:
+    """The derivative along the directions, as a function of how far all is moved along them."""
+
+    def __init__(self, function: _Function, which: int, directions: dict[str, Tensor]) -> None:
+        self.function, self.which, self.directions = function, which, directions
+
+    def __call__(self, step: float) -> float:
+        changed = {n: v + step * self.directions[n] for n, v in self.function.variables().items()}
+        grads = _gradients(self.function, self.which, changed)
+        return sum((grads[name] * direction).sum().item() for name, direction in self.directions.items())
