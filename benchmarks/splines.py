@@ -25,6 +25,7 @@ from ._common.limit import (
     without_gradients,
 )
 from ._common.peers import installed, quiet
+from ._common.pictures import ratio_bars
 
 DIM, CONDITIONS, HIDDEN, BATCH, DEPTH, BINS = 64, 8, (128, 128), 4096, 8, 8
 EAGER_TRAINING, EAGER_INVERSE, COMPILED = 2.0, 2.5, 1.3
@@ -56,7 +57,7 @@ def command(options: Any, bins: int, depth: int, batch: int, rounds: int, compil
     title = f"{depth} couplings, {bins} bins, {dim} dimensions, {CONDITIONS} conditions, hidden {hidden}, batch {batch}"
     rows = _rows(bins, depth, batch, rounds, hidden, dim, compiled)
     report.measure(Section(title, columns, note=note), rows)
-    report.finish(_plot)
+    report.finish(ratio_bars)
 
 
 def _flow(bins: int, depth: int, hidden: tuple[int, ...], dim: int) -> fk.Flow:
@@ -137,11 +138,3 @@ def _nflows(bins: int, depth: int, hidden: tuple[int, ...], dim: int) -> Any:
             )
         )
     return Flow(CompositeTransform(parts), StandardNormal([dim]))
-
-
-def _plot(figure: Any, report: Report) -> None:
-    rows = [row for section in report.sections for row in section.rows if "ratio" in row]
-    axes = figure.subplots()
-    axes.barh([f"{row['pass']}: {row['implementation']}" for row in rows], [row["ratio"].value for row in rows])
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("time in units of the bare subnets'")

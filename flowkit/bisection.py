@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from flowkit.domain import has_values
+from flowkit.domain import may_branch
 
 POLISH = 2  # differentiable Newton steps: with one the first derivatives are exact, with two the first three
 TOLERANCE = 1e-9  # what maps that are inverted by it declare, in float64; float32 ends at its own rounding
@@ -61,7 +61,7 @@ def _search(function: Function, target: Tensor, low: Tensor, high: Tensor, steps
     best, smallest, most = x, torch.full_like(x, torch.inf), high - low
     found, settled = torch.zeros_like(x, dtype=torch.bool), torch.zeros_like(x, dtype=torch.int8)
     from_low, from_high = low, high  # Newton's step from either end, or the end itself until f is computed there
-    may_stop = _may_stop(x)
+    may_stop = may_branch(x)
     for _ in range(steps):
         value, derivative = function(x)
         error = value - target
@@ -101,10 +101,3 @@ def _narrowed(low: Tensor, high: Tensor, x: Tensor, error: Tensor) -> tuple[Tens
 def _transformed() -> bool:
     """Whether derivatives are taken in a way that needs no gradients enabled."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-def _may_stop(x: Tensor) -> bool:
-    """Whether a number may be looked at: nothing is traced, transformed or captured."""
-    if torch.jit.is_tracing() or type(x) is not Tensor or not has_values(x):
-        return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkit.domain import has_values
+from flowkit.domain import has_values, may_branch
 from flowkit.errors import ConvergenceError
 from flowkit.first_order import refuse_second
 from flowkit.jacobian_net import Linearized
@@ -25,11 +25,12 @@ def limit_of(y: Tensor, tolerance: float, least: float = 1.0) -> Tensor:
 
 
 def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """The root by a fixed number of steps, each the best of x <- y - g(x), Newton's, a half and a quarter of Newton's.
+    """The root by steps of which each is the best of x <- y - g(x), Newton's, a half and a quarter of Newton's.
 
     The residual shrinks by the Lipschitz constant of g at every step at least, and is squared near the root; the parts
-    of Newton's step are for trained nets that bend sharply, where whole steps overshoot again and again. There are no
-    branches on data but the check, which runs in eager mode alone.
+    of Newton's step are for trained nets that bend sharply, where whole steps overshoot again and again. In eager mode
+    the steps end when every row's residual is below the tolerance, and the recorded steps, which square it twice, come
+    to the same for every row; elsewhere their number is fixed, and there are no branches on data.
 
     Raises:
         ConvergenceError: the residual is above the tolerance.
@@ -42,6 +43,7 @@ def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int,
         matrix = matrix + torch.eye(matrix.shape[-1], dtype=y.dtype, device=y.device)
         return torch.linalg.solve(matrix, residual.flatten(1).unsqueeze(2)).reshape(y.shape), residual
 
+    limit = limit_of(y.detach(), tolerance)
     with torch.no_grad():
         x = y - function(y).value
         for _ in range(iterations):
@@ -51,10 +53,12 @@ def newton_or_picard(owner: str, function: Function, y: Tensor, iterations: int,
             norms = torch.linalg.vector_norm(rest.flatten(2), dim=2)
             best = norms.nan_to_num(torch.inf).argmin(0).reshape(1, -1, *[1] * (y.dim() - 1))
             x = roots.gather(0, best.expand(1, *y.shape))[0]
+            if may_branch(y) and not (norms.nan_to_num(torch.inf).amin(0) > limit).any():
+                break
     for _ in range(POLISH):
         step, residual = newton(x)
         x = x + step
-    _check(owner, residual.detach(), limit_of(y.detach(), tolerance), iterations)
+    _check(owner, residual.detach(), limit, iterations)
     return x
 
 

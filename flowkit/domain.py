@@ -20,6 +20,17 @@ def has_values(x: Tensor) -> bool:
     return recorded is None
 
 
+def may_branch(x: Tensor) -> bool:
+    """Whether a number may decide what is done next: it has values, and nothing is traced or captured.
+
+    >>> may_branch(torch.zeros(1)), torch.func.vmap(lambda x: x + may_branch(x))(torch.zeros(1)).item()
+    (True, 0.0)
+    """
+    if torch.jit.is_tracing() or type(x) is not Tensor or not has_values(x):
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = False) -> None:
     """Refuse values outside `(low, high)`, or `[low, high]` where it is closed; NaN passes, and is propagated.
 

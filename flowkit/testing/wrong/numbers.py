@@ -113,13 +113,36 @@ class _WrongExp(torch.autograd.Function):
         return _WrongExp.apply(w), in_dims[0]
 
 
-@breaks("output_gradients")
+@breaks("output_gradients second_derivatives")
 class WrongGradient(Scale):
     """A hand-written backward that is wrong in the weights alone."""
 
     def forward(self, x: Tensor, *conditions: Tensor) -> tuple[Any, Tensor]:
         """The right y."""
         return x * _WrongExp.apply(self.w), self.log_det(x)
+
+
+class _ExpOnce(_WrongExp):
+    """exp with its derivative, which is taken for a constant."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Right, and detached."""
+        return gradient * ctx.saved_tensors[0].detach()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor) -> tuple[Tensor, Any]:
+        """Rows are alike."""
+        return _ExpOnce.apply(w), in_dims[0]
+
+
+@breaks("second_derivatives")
+class WrongSecondDerivative(Scale):
+    """A hand-written backward that is right once: penalties on gradients train on another figure than they show."""
+
+    def forward(self, x: Tensor, *conditions: Tensor) -> tuple[Any, Tensor]:
+        """The right y."""
+        return x * _ExpOnce.apply(self.w), self.log_det(x)
 
 
 @breaks("parameters_used data_parallel")
