@@ -212,7 +212,7 @@ def second_derivatives(subject: Subject, expect: Findings) -> None:
             text = f"the gradient of {of} with respect to {name} is another where it is kept for a second derivative"
             expect.close(kept[name].detach(), plain, text, TOLERANCE)
         directions = _directions(function, subject.seed + 2)
-        slope = sum((kept[name] * directions[name]).sum() for name in kept)
+        slope = torch.stack([(kept[name] * directions[name]).sum() for name in kept]).sum()
         got = 0.0
         if slope.requires_grad:
             grads = torch.autograd.grad(slope, list(variables.values()), allow_unused=True, materialize_grads=True)
