@@ -159,8 +159,11 @@ F = TypeVar("F", bound=Callable)
 def checked(thing: F) -> F:
     """A function, or a class, whose arguments are of the kinds that its annotations say, or are refused in its name.
 
-    >>> checked(math.floor).__name__
-    'floor'
+    >>> @checked
+    ... def repeated(text: str, times: int = 2) -> str:
+    ...     return text * times
+    >>> repeated("ab")
+    'abab'
     """
     called: Any = thing.__init__ if inspect.isclass(thing) else thing
     contract = Contract(called)
