@@ -67,7 +67,7 @@ def formula(
         image, log_derivative = bin.left + bin.width * t, -log_derivative
     else:
         image = bin.bottom + bin.height * (slope * t * t + start * rest) * over_denominator
-    outside = x != at
+    outside = (x < setting.low) | (x > setting.high)  # not NaN, whose log-derivative is NaN, too
     return torch.where(outside, x, image), torch.where(outside, 0.0, log_derivative)
 
 

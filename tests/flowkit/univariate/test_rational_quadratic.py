@@ -230,3 +230,18 @@ def test_recorded_gradients_on_the_knots_are_those_in_closed_form(direction):
     leaves = [each.clone().requires_grad_() for each in (x, raw)]
     closed = torch.autograd.grad(loss(*leaves), leaves)
     torch.testing.assert_close(torch.func.grad(loss, argnums=(0, 1))(x, raw), closed)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    "kind", [fk.RationalQuadraticSpline, fk.BoundedRationalQuadraticSpline, fk.CircularRationalQuadraticSpline]
+)
+def test_what_is_no_number_has_no_log_derivative_in_the_formula_either(kind, direction):
+    spline = kind((2,), bins=3)
+    run, parameters = getattr(spline, direction), spline.split(torch.randn(2, 2 * spline.numbers_per_element))
+    x = torch.tensor([[torch.nan, 0.5], [0.25, torch.nan]])
+    plain = run(x, *parameters)
+    through_formula = torch.compile(run, backend="eager", fullgraph=True)(x, *parameters)
+    for got, want in zip(through_formula, plain, strict=True):
+        assert torch.equal(got.isnan(), x.isnan())
+        torch.testing.assert_close(got, want, equal_nan=True)
