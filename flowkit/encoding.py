@@ -12,6 +12,7 @@ from torch import nn
 from flowkit.errors import FlowkitError, StorageError
 from flowkit.registry import Unwritable, arguments_of, lookup, name_of
 from flowkit.strict_json import in_one_line, shown
+from flowkit.univariate.univariate import UnivariateRecipe, later_settings
 
 # How values that JSON lacks are marked: one key each, alone in its dictionary but for args and kwargs.
 INSTANCE, SAME, NAMED, GRAPH, DTYPE, FLOAT, MAPPING, TEXT = (
@@ -74,10 +75,16 @@ class Encoder:
         if isinstance(value, Unwritable):
             return self._text(value, where)
         if (inspect.isclass(value) or inspect.isroutine(value)) and name_of(value):
-            return {NAMED: self.name(value, where)}
+            named: Any = value
+            later = later_settings(named, at_present=True)
+            return self._instance(named.recipe(), where) if later else {NAMED: self.name(named, where)}
         return self._instance(value, where)
 
     def _instance(self, value: Any, where: str) -> Any:
+        if isinstance(value, UnivariateRecipe) and later_settings(value.univariate, at_present=True):
+            config = {k: self.encode(v, f"{where}[{k!r}]") for k, v in value.config.items()}
+            named = {NAMED: self.name(value.univariate, where)}
+            return {INSTANCE: self.name(value, where), "args": [named], "kwargs": config}
         arguments = arguments_of(value)
         if arguments is None:
             return self._text(value, where)
@@ -152,7 +159,11 @@ class Decoder:
             return read_graph(content, self)
         if not isinstance(content, str):
             raise StorageError(f"'{mark}' must be a registered name, got {shown(content)}")
-        return lookup(content) if mark == NAMED else self._built(content, value)
+        if mark == INSTANCE:
+            return self._built(content, value)
+        named = lookup(content)
+        before = later_settings(named, at_present=False)
+        return named.recipe(**before) if before else named
 
     def _same(self, place: Any) -> nn.Module:
         known = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < len(self._modules)
@@ -171,6 +182,8 @@ class Decoder:
         args, kwargs = self.decode(value.get("args", [])), self.decode(value.get("kwargs", {}))
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise StorageError(f"the arguments of '{name}' must be a list and a dictionary")
+        if cls is UnivariateRecipe and args and isinstance(args[0], UnivariateRecipe):  # of a class with later settings
+            args, kwargs = (args[0].univariate, *args[1:]), {**args[0].config, **kwargs}
         built = cls(*args, **kwargs)
         if isinstance(built, nn.Module):
             self._modules[place] = built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from flowkit.univariate.monotone import (
     wide,
 )
 from flowkit.univariate.univariate import Univariate
+
+WITHOUT_THE_IDENTITY = {"min_derivative": 0.0}  # what files of before the identity's part mean
 
 
 class Mixture(NamedTuple):
@@ -121,6 +123,7 @@ class Sigmoidal(WithConstants, Univariate):
 
     iterative: ClassVar[bool] = True
     tolerance: ClassVar[float] = TOLERANCE
+    later_settings: ClassVar[dict[str, Any]] = WITHOUT_THE_IDENTITY
     rates: Tensor
 
     def __init__(self, shape: Shape, components: int = 8, min_slope: float = 1e-3, min_derivative: float = 1e-3):
@@ -195,6 +198,7 @@ class LogisticMixture(WithConstants, Univariate):
 
     iterative: ClassVar[bool] = True
     tolerance: ClassVar[float] = TOLERANCE
+    later_settings: ClassVar[dict[str, Any]] = WITHOUT_THE_IDENTITY
     rates: Tensor
 
     def __init__(self, shape: Shape, components: int = 8, limit: float = 5.0, min_derivative: float = 1e-3):

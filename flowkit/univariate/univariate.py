@@ -30,11 +30,14 @@ class Univariate(nn.Module):
         numbers_per_element: how many numbers are predicted for an element.
         domain: the interval that x and y lie in where it is not the line; the kit draws data within it.
         iterative, tolerance: whether the inverse is found by iteration, and how exactly; see `fk.Bijection`.
+        later_settings: by name, settings that came after files of the class were written, and what a file that lacks
+            them means, so that it keeps its density when the default is another.
     """
 
     parameters_per_element: ClassVar[int]
     iterative: ClassVar[bool] = False
     tolerance: ClassVar[float] = 0.0
+    later_settings: ClassVar[dict[str, Any]] = {}
 
     parameter_shapes: tuple[tuple[int, ...], ...] = ()
     domain: tuple[float, float] | None = None
@@ -130,6 +133,24 @@ class Univariate(nn.Module):
         return run
 
 
+def later_settings(thing: Any, *, at_present: bool) -> dict[str, Any]:
+    """The settings that a univariate map's class was given later than its first files: as they are now, or were.
+
+    Recipes hold them even where they are left out, and so do files; in files that lack them they are what they were.
+
+    >>> from flowkit.univariate import Affine, Sigmoidal
+    >>> later_settings(Sigmoidal, at_present=True), later_settings(Sigmoidal, at_present=False)
+    ({'min_derivative': 0.001}, {'min_derivative': 0.0})
+    >>> later_settings(Affine, at_present=True)
+    {}
+    """
+    if not (inspect.isclass(thing) and issubclass(thing, Univariate)) or not thing.later_settings:
+        return {}
+    known = inspect.signature(thing).parameters  # a plugin's subclass may lack them
+    later = {name: before for name, before in thing.later_settings.items() if name in known}
+    return {name: known[name].default for name in later} if at_present else later
+
+
 @register("flowkit.univariate_recipe")
 class UnivariateRecipe:
     """A univariate map and its settings, without a shape: what couplings and autoregressive maps build theirs from.
@@ -154,7 +175,8 @@ class UnivariateRecipe:
             raise ConfigError(
                 f"{univariate.__name__} has no setting '{unknown[0]}'; it has {', '.join(known) or 'none'}"
             )
-        self.univariate, self.config = univariate, config
+        self.univariate = univariate
+        self.config = {**later_settings(univariate, at_present=True), **config}
 
     def __call__(self, shape: Shape) -> Univariate:
         """The map for elements of this event shape."""

@@ -8,7 +8,7 @@ from torch import nn
 
 import flowkit as fk
 from flowkit.encoding import Decoder, Encoder
-from flowkit.registry import Unwritable
+from flowkit.registry import Unwritable, name_of
 
 
 def there_and_back(value):
@@ -106,3 +106,39 @@ def test_what_has_no_written_form_is_its_repr_and_where(value):
 def test_damaged_values(written, error):
     with pytest.raises(error):
         Decoder().decode(written)
+
+
+@pytest.mark.parametrize("kind", [fk.Sigmoidal, fk.LogisticMixture])
+def test_files_of_before_a_setting_mean_what_they_did(kind):
+    """The identity's part came later: a file that lacks it has the density it was trained to, the papers' formula."""
+    name = {"$named": name_of(kind)}
+    old = {"$": "flowkit.univariate_recipe", "args": [name], "kwargs": {"components": 4}}
+    assert Decoder().decode(name) == kind.recipe(min_derivative=0.0)
+    assert Decoder().decode(old) == kind.recipe(min_derivative=0.0, components=4)
+    assert Decoder().decode({**old, "kwargs": {"min_derivative": 0.1}}) == kind.recipe(min_derivative=0.1)
+
+
+@pytest.mark.parametrize("kind", [fk.Sigmoidal, fk.LogisticMixture])
+def test_files_of_now_hold_a_later_setting_where_it_was_left_out(kind):
+    for written in (kind, kind.recipe()):
+        assert there_and_back(written) == kind.recipe(min_derivative=1e-3)
+    assert there_and_back(kind.recipe(min_derivative=0.0, components=3)) == kind.recipe(
+        min_derivative=0.0, components=3
+    )
+
+
+def test_a_saved_flow_of_before_keeps_its_density(tmp_path):
+    torch.manual_seed(0)
+    old = fk.Flow(fk.Coupling((4,), univariate=fk.Sigmoidal.recipe(components=3, min_derivative=0.0)))
+    new = fk.Flow(fk.Coupling((4,), univariate=fk.Sigmoidal.recipe(components=3)))
+    for flow in (old, new):
+        for parameter in flow.parameters():
+            torch.nn.init.normal_(parameter)
+    x = torch.randn(5, 4)
+    written = old.network.graph.to_dict()
+    del written["nodes"][0]["part"]["kwargs"]["univariate"]["kwargs"]["min_derivative"]
+    again = fk.Flow(fk.Graph.from_dict(written))
+    again.load_state_dict(old.state_dict())
+    torch.testing.assert_close(again.log_prob(x), old.log_prob(x), rtol=0, atol=0)
+    fk.save(new, tmp_path / "new.safetensors")
+    torch.testing.assert_close(fk.load(tmp_path / "new.safetensors").log_prob(x), new.log_prob(x), rtol=0, atol=0)
