@@ -148,10 +148,12 @@ class GeneralizedNormal(LocationScale):
         return self.log_normalizer - u.abs() ** self.beta
 
     def standard_noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """The root of a gamma draw, with a random sign."""
-        size = torch._standard_gamma(torch.full(tuple(shape), 1 / self.beta, dtype=like.dtype, device=like.device))
-        sign = 2 * torch.randint_like(size, 2) - 1
-        return sign * size ** (1 / self.beta)
+        """The root of a draw of Gamma(1 + 1 / beta), times a uniform one between -1 and 1.
+
+        The root of Gamma(1 / beta) has the same law, but for a large beta a part of its draws is rounded to 0.
+        """
+        size = torch._standard_gamma(torch.full(tuple(shape), 1 + 1 / self.beta, dtype=like.dtype, device=like.device))
+        return torch.empty_like(size).uniform_(-1, 1) * size ** (1 / self.beta)
 
     def extra_repr(self) -> str:
         """D, the conditions, and the exponent."""

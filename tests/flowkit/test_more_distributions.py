@@ -307,3 +307,16 @@ def test_the_uniform_sphere(dim, area):
     assert base.log_prob(z[0] * math.nan).isnan()
     with pytest.raises(fk.ConfigError, match="two or more coordinates, got 1"):
         fk.UniformSphere(1)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 20.0, 50.0])
+def test_draws_of_generalized_normals_follow_scipy_s_law_in_float32(beta):
+    torch.manual_seed(0)
+    z = fk.GeneralizedNormal(1, beta=beta).float().sample((4000,)).detach().double()
+    assert stats.kstest(z[:, 0].numpy(), stats.gennorm(beta).cdf).pvalue > 0.01
+
+
+def test_draws_of_a_generalized_normal_like_a_box_are_uniform():
+    torch.manual_seed(0)
+    z = fk.GeneralizedNormal(1, beta=1e6).float().sample((4000,)).detach().double()
+    assert stats.kstest(z[:, 0].numpy(), stats.uniform(-1, 2).cdf).pvalue > 0.01
