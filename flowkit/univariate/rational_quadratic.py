@@ -138,7 +138,8 @@ class RationalQuadraticSpline(RationalQuadratic):
         grad_x: Tensor | None
         if compiling():
             x, _ = formula(y, *predicted, self._setting, inverse=True)
-            grad_x, *grads = rational_quadratic_formula.pull_back(x, *predicted, *upstream, self._setting, False)
+            at = rational_quadratic_formula.as_far(x, y, self._setting)
+            grad_x, *grads = rational_quadratic_formula.pull_back(at, *predicted, *upstream, self._setting, False)
         else:
             x, _, found = transform(y, *predicted, self._setting, inverse=True)
             grad_x, *grads = rational_quadratic_eager.pull_back(found, *upstream, self._setting, False)

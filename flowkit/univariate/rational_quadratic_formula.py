@@ -129,9 +129,15 @@ class CompiledSpline(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Those of the inverse are found at its result."""
         x, image, widths, heights, derivatives = ctx.saved_tensors
-        point = image if ctx.inverse else x
+        point = as_far(image, x, ctx.setting) if ctx.inverse else x
         given = pull_back(point, widths, heights, derivatives, grads[0], grads[1], ctx.setting, ctx.inverse)
         return *given, None, None
+
+
+def as_far(image: Tensor, of: Tensor, setting: Setting) -> Tensor:
+    """The image of what is within the interval, within it: rounding may take it beyond, where it would be a tail's."""
+    within = (of >= setting.low) & (of <= setting.high)
+    return torch.where(within, image.clamp(setting.low, setting.high), image)
 
 
 def pull_back(
@@ -146,7 +152,7 @@ def pull_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the map's argument, of the raw widths, heights and K + 1 derivatives.
 
-    x is the forward map's argument, or the inverse's result.
+    x is the forward map's argument, or the inverse's result, `as_far` as what it is the inverse of.
     """
     at = x.clamp(setting.low, setting.high)
     inside = (x == at).to(x.dtype)

@@ -245,3 +245,22 @@ def test_what_is_no_number_has_no_log_derivative_in_the_formula_either(kind, dir
     for got, want in zip(through_formula, plain, strict=True):
         assert torch.equal(got.isnan(), x.isnan())
         torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_compiled_gradients_of_what_rounding_takes_beyond_the_bound_are_not_those_of_a_tail(dtype):
+    spline, parameters = drawn(4, (), rows=2000, scale=1.0)
+    y = torch.full((2000,), 3.0, dtype=dtype)
+    leaves = [each.to(dtype).clone().requires_grad_() for each in (y, *parameters)]
+    x, log_derivative = spline.inverse(*leaves)
+    assert (x > 3).any()  # as the compiled one's, whose steps are these
+    want = torch.autograd.grad((x + log_derivative).sum(), leaves)
+    x, log_derivative = CompiledSpline.apply(*leaves[:3], spline._with_ends(leaves[3]), spline._setting, True)
+    got = torch.autograd.grad((x + log_derivative).sum(), leaves)
+    close = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.float32 else {"atol": 1e-9, "rtol": 1e-9}
+    torch.testing.assert_close(got, want, **close)
+    ones = torch.ones_like(y)
+    given = [each.detach() for each in leaves]
+    want = spline.undo(given[0], given[1:], ones, ones)
+    got = torch.compile(spline.undo, backend="eager")(given[0], given[1:], ones, ones)
+    torch.testing.assert_close(got[1:3], want[1:3], **close)
