@@ -199,14 +199,18 @@ class LowRankNormal(Parametrized):
         """See the class."""
         loc, log_scale, factor = self._moments(conditions)
         scaled = factor * (-log_scale).exp().unsqueeze(-1)
-        # Sums, no matrix products: autocast would round them to half precision.
-        inner = (scaled.unsqueeze(-1) * scaled.unsqueeze(-2)).sum(-3)
-        triangle = torch.linalg.cholesky(inner + torch.eye(self.rank, dtype=inner.dtype, device=inner.device))
+        # A = (I; scaled)^T (I; scaled) is not formed: in float32 its small eigenvalues, 1 or so, would be rounded away
+        # where sigma is small, and no Cholesky factor be found.
+        ones = torch.eye(self.rank, dtype=scaled.dtype, device=scaled.device).expand(*scaled.shape[:-2], -1, -1)
+        directions, triangle = torch.linalg.qr(torch.cat((ones, scaled), -2))
         u = (z - loc) * (-log_scale).exp()
-        v = (scaled * u.unsqueeze(-1)).sum(-2)
-        explained = torch.linalg.solve_triangular(triangle, v.unsqueeze(-1), upper=False).squeeze(-1).square().sum(-1)
-        log_det = log_scale.sum(-1) + triangle.diagonal(0, -2, -1).log().sum(-1)
-        return -0.5 * (u.square().sum(-1) - explained) - log_det - self.dim * LOG_SQRT_2PI
+        # |u|^2 - v^T A^-1 v is what the columns leave of (0; u). Sums: autocast would round matrix products to half.
+        below = directions[..., self.rank :, :]
+        explained = (below * u.unsqueeze(-1)).sum(-2).unsqueeze(-2)
+        rest = u - (below * explained).sum(-1)
+        above = (directions[..., : self.rank, :] * explained).sum(-1)
+        log_det = log_scale.sum(-1) + triangle.diagonal(0, -2, -1).abs().log().sum(-1)
+        return -0.5 * (rest.square().sum(-1) + above.square().sum(-1)) - log_det - self.dim * LOG_SQRT_2PI
 
     def noise(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers `(*shape, D + R)`."""

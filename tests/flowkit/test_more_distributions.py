@@ -320,3 +320,24 @@ def test_draws_of_a_generalized_normal_like_a_box_are_uniform():
     torch.manual_seed(0)
     z = fk.GeneralizedNormal(1, beta=1e6).float().sample((4000,)).detach().double()
     assert stats.kstest(z[:, 0].numpy(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_low_rank_normal_of_nearly_no_noise_has_its_density_in_float32(rank):
+    """More causes than dimensions, or two that are nearly one: no Cholesky factor was found in float32."""
+    torch.manual_seed(0)
+    base = fk.LowRankNormal(3, rank=rank)
+    with torch.no_grad():
+        base.numbers[3:6] = -9.0
+        factor = torch.randn(3, rank)
+        factor[:, 1] = factor[:, 0] * (1 + 1e-6)
+        base.numbers[6:] = factor.flatten()
+        z = base.sample((20,))
+    wanted = base.log_prob(z)
+    assert torch.linalg.norm(wanted).isfinite()
+    single = fk.LowRankNormal(3, rank=rank).float()
+    single.load_state_dict(base.state_dict())
+    near = z.float().requires_grad_()
+    found = single.log_prob(near)
+    assert found.isfinite().all()
+    assert torch.autograd.grad(found.sum(), [near, single.numbers])[1].isfinite().all()
