@@ -105,6 +105,12 @@ class Contract:
         several = any(each.kind is each.VAR_KEYWORD for each in self.signature.parameters.values())
         self.takes_no_conditions = "given" not in self.signature.parameters and not several
 
+    def _is_default(self, name: str, value: Any) -> bool:
+        """Whether it is what the author of the function chose: an infinity, say, which its own copies are given."""
+        default = self.signature.parameters[name].default
+        plain = default is None or isinstance(default, bool | int | float | str)
+        return value is default or (plain and type(value) is type(default) and value == default)
+
     def broken(self, owner: str, args: tuple, kwargs: dict[str, Any]) -> tuple[FlowkitError | None, bool]:
         """The error of the first argument of a wrong kind, and whether the call is better not made; else None."""
         try:
@@ -112,7 +118,9 @@ class Contract:
         except TypeError:  # a name that is missing or not known, which Python itself refuses in a sentence
             return None, False
         for name, kinds in self.kinds.items():
-            if name in given and not any(KINDS[kind][1](given[name]) for kind in kinds):
+            if name not in given or self._is_default(name, given[name]):
+                continue
+            if not any(KINDS[kind][1](given[name]) for kind in kinds):
                 wanted = " or ".join(KINDS[kind][0] for kind in kinds)
                 kind_of_error = ShapeError if name in SHAPES else ConfigError
                 error = kind_of_error(f"{owner}: {name} must be {wanted}, got {shown(given[name])}")

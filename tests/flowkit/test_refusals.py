@@ -248,6 +248,19 @@ def test_a_plugin_s_class_is_checked_by_its_annotations():
             Knob((2,), **wrong)
 
 
+def test_a_default_is_accepted_where_it_is_given_too():
+    """A subclass hands its own on, and so does a file: what the author chose is no fault of the caller's."""
+
+    @checked
+    def clipped(high: float = math.inf, name: str = None, least: float = 1e-45):  # noqa: RUF013
+        return high
+
+    assert clipped(high=math.inf, name=None, least=1e-45) == math.inf
+    for wrong in ({"high": -math.inf}, {"name": 3}, {"least": 2e-45}):
+        with pytest.raises(fk.ConfigError, match=f"clipped: {next(iter(wrong))} must be"):
+            clipped(**wrong)
+
+
 def test_annotations_that_are_not_known_are_left_to_the_class():
     assert kinds_of("Wire | int") == () == kinds_of(fk.Graph)
     assert kinds_of(int) == kinds_of("int") == ("int",)
