@@ -38,11 +38,22 @@ class _FirstOrder(torch.autograd.Function):
 def first_order(why: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors, a second derivative of which is refused in eager mode: "... cannot be taken through `why`".
 
+    Function transforms do not run that backward, so within two of reverse mode the call itself is refused.
+
+    Raises:
+        BackpropError: two transforms of reverse mode, such as `grad` of `grad`, are at work.
+
     >>> x = torch.ones(2, requires_grad=True)
     >>> (y,) = first_order("this example", x.square())
     >>> torch.autograd.grad(y.sum(), x)[0].tolist()
     [2.0, 2.0]
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling():
+        return tensors
+    transforms = torch._C._functorch.get_interpreter_stack()
+    if transforms:
+        reverse = torch._C._functorch.TransformType.Grad
+        if sum(each.key() == reverse for each in transforms) > 1:
+            raise BackpropError(f"a second derivative cannot be taken through {why}")
         return tensors
     return _FirstOrder.apply(why, *tensors)

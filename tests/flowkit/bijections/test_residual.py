@@ -355,3 +355,19 @@ def test_a_net_starts_with_equal_singular_values_and_units_that_bend_within_the_
     for slope in net.at(torch.randn(500, *shape), weights).slopes:
         changes = slope.amax(0) - slope.amin(0)
         assert (changes > 0.4).double().mean() > 0.7
+
+
+def test_a_second_derivative_of_the_estimate_in_training_is_refused_in_function_transforms_too():
+    block, x = fk.ResidualBlock((3,), hidden=(4,), log_det="estimate").train(), torch.randn(2, 3)
+
+    def log_det(x):
+        torch.manual_seed(0)
+        return block(x)[1].sum()
+
+    first = torch.func.grad(log_det)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(first(x), torch.autograd.grad(log_det(leaf), leaf)[0])
+    with pytest.raises(fk.BackpropError, match="second derivative cannot be taken through a ResidualBlock's estimate"):
+        torch.func.grad(lambda x: first(x).square().sum())(x)
+    block.eval()
+    assert torch.func.grad(lambda x: first(x).square().sum())(x).isfinite().all()
