@@ -156,7 +156,7 @@ class Standardize(ActNorm):
         value = torch.as_tensor(numbers, dtype=torch.get_default_dtype(), device=self.location.device)
         shape = self.location.shape
         fits = value.dim() == 0 or value.shape == shape[:1]
-        positive = "positive" if name == "scale" else "finite"
+        positive = "positive and finite" if name == "scale" else "finite"
         if not fits:
             raise ConfigError(f"Standardize: {name} must be a number or {numel(tuple(shape))} of them, got {numbers!r}")
         if not value.is_meta and not bool((value.isfinite() & ((value > 0) | (name == "loc"))).all()):

@@ -303,8 +303,9 @@ def test_given_numbers_are_kept_when_a_flow_is_initialized():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"scale": 0.0}, "scale must be positive, got 0.0"),
-        ({"scale": [1.0, -1.0]}, r"scale must be positive, got \[1.0, -1.0\]"),
+        ({"scale": float("inf")}, "scale must be positive and finite, got inf"),
+        ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+        ({"scale": [1.0, -1.0]}, r"scale must be positive and finite, got \[1.0, -1.0\]"),
         ({"loc": float("nan")}, "loc must be finite, got nan"),
         ({"loc": [1.0, 2.0, 3.0]}, r"loc must be a number or 2 of them, got \[1.0, 2.0, 3.0\]"),
     ],
