@@ -147,7 +147,8 @@ class Contract:
         except (ConfigError, GraphError) as error:
             message = " ".join(str(error).split())
             built_of_nodes = "self" in self.signature.parameters and message.startswith("node ")
-            named = built_of_nodes or re.search(rf"\b{owner}\b", message)
+            of_a_graph = "graph" in self.signature.parameters and isinstance(error, GraphError)
+            named = built_of_nodes or of_a_graph or re.search(rf"\b{owner}\b", message)
             error.args = (message if named else f"{owner}: {message}",)
             raise
         except FlowkitError:

@@ -153,6 +153,7 @@ def test_race_without_freia(monkeypatch):
             rounds=1,
             json=None,
             plot=None,
+            force=False,
             quick=True,
             threads=None,
             seed=0,

@@ -76,10 +76,11 @@ def test_classes_are_normflows(labels):
 def test_a_box_is_normflows_and_zukos():
     z = 4 * torch.rand(20, DIM) - 1.5
     ours = fk.Uniform(DIM, low=-1.0, high=2.0).log_prob(z)
-    assert 0 < ours.isfinite().sum() < 20
+    inside = ours.isfinite()
+    assert 0 < inside.sum() < 20
     close(ours, nd.Uniform(DIM, -1.0, 2.0).log_prob(z))
     box = BoxUniform(torch.full((DIM,), -1.0), torch.full((DIM,), 2.0))
-    close(ours, box.log_prob(z))
+    close(ours[inside], box.log_prob(z[inside]))  # outside, torch raises where its arguments are checked
 
 
 def test_the_principal_components_of_normflows_are_no_density():
