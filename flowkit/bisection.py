@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from flowkit.domain import may_branch
+from flowkit.domain import is_transformed, may_branch
 
 POLISH = 2  # differentiable Newton steps: with one the first derivatives are exact, with two the first three
 TOLERANCE = 1e-9  # what maps that are inverted by it declare, in float64; float32 ends at its own rounding
@@ -45,7 +44,7 @@ def solve_monotone(
     """
     with torch.no_grad():
         x = _search(f_and_derivative, target, low, high, steps, (low + high) / 2 if start is None else start)
-    if not (torch.is_grad_enabled() or _transformed()):
+    if not (torch.is_grad_enabled() or is_transformed()):
         return x
     for _ in range(POLISH):
         value, derivative = f_and_derivative(x)
@@ -96,8 +95,3 @@ def _narrowed(low: Tensor, high: Tensor, x: Tensor, error: Tensor) -> tuple[Tens
     """The bracket after f's sign at x, and its middle."""
     low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
     return low, high, (low + high) / 2
-
-
-def _transformed() -> bool:
-    """Whether derivatives are taken in a way that needs no gradients enabled."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -1,9 +1,10 @@
-"""Where a map is defined: the check that names the first value outside."""
+"""Where a map is defined, the check that names the first value outside, and when values may be looked at at all."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flowkit.errors import InputError
 
@@ -29,6 +30,16 @@ def may_branch(x: Tensor) -> bool:
     if torch.jit.is_tracing() or type(x) is not Tensor or not has_values(x):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+@torch.compiler.assume_constant_result
+def is_transformed() -> bool:
+    """Whether a function transform or forward mode looks on; a compiler asks while it traces, and guards on both.
+
+    >>> is_transformed(), torch.func.vmap(lambda x: x + is_transformed())(torch.zeros(1)).item()
+    (False, 1.0)
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def check_domain(owner: str, x: Tensor, low: float, high: float, closed: bool = False) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkit.domain import is_transformed
 from flowkit.errors import ConfigError
 from flowkit.registry import register
 from flowkit.shapes import Shape
@@ -155,15 +156,9 @@ class RationalQuadraticSpline(RationalQuadratic):
 
 def eager() -> bool:
     """Whether nothing looks on but autograd's reverse mode: no compiler, function transform or forward mode."""
-    return not torch.compiler.is_compiling() and not _transformed()
+    return not torch.compiler.is_compiling() and not is_transformed()
 
 
 def compiling() -> bool:
     """Whether `torch.compile` looks on, and nothing beside it that needs each operation recorded."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not _transformed()
-
-
-@torch.compiler.assume_constant_result
-def _transformed() -> bool:
-    """Whether a function transform or forward mode looks on; a compiler asks while it traces, and guards on both."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not is_transformed()
